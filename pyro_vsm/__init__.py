@@ -1,0 +1,1 @@
+"""Variational Semantic Memory for few-shot image classification, in Pyro."""
