@@ -1,0 +1,1 @@
+"""Data sets, episodes and augmentation; this layer knows no model."""
