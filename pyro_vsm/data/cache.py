@@ -1,0 +1,103 @@
+"""Decoded data sets kept between runs: one safetensors file each, in the user's cache folder.
+
+The cache is a convenience, never a condition: a folder that cannot be written, a full disk or a broken file
+costs time, not the run. Content is verified by its identity hash, so a damaged file is noticed and rebuilt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from pyro_vsm.data.images import ClassImages, Splits
+from pyro_vsm.errors import UserError
+
+_PARTS = ("train", "validation", "test")
+
+
+def cache_folder() -> Path:
+    """Where caches lie: `$PYRO_VSM_CACHE`, else `pyro_vsm` in the platform's user cache folder."""
+    chosen = os.environ.get("PYRO_VSM_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    elif sys.platform == "darwin":
+        base = "~/Library/Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "pyro_vsm"
+
+
+def cached_splits(
+    prefix: str, key: dict[str, Any], build: Callable[[], Splits], *, use: bool = True
+) -> Splits:
+    """Reads splits from the cache, or builds and stores them.
+
+    Args:
+        prefix: start of the file's name, for people who look into the folder.
+        key: everything the result depends on, as JSON values; any change asks for another file.
+        build: makes the splits.
+        use: False builds without reading or writing a cache.
+
+    Returns:
+        The splits; from the cache they are memory-mapped.
+    """
+    if not use:
+        return build()
+    text = json.dumps(key, sort_keys=True)
+    path = cache_folder() / f"{prefix}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.safetensors"
+    splits = _read(path, text)
+    if splits is None:
+        splits = build()
+        _write(path, text, splits)
+    return splits
+
+
+def _read(path: Path, key: str) -> Splits | None:
+    """The splits stored at `path`, or None if they are missing, broken or not those of `key`."""
+    try:
+        with safe_open(path, framework="pt") as stored:
+            meta = stored.metadata() or {}
+            if meta.get("key") != key:
+                return None
+            parts = {}
+            for part in _PARTS:
+                images, counts = stored.get_tensor(f"{part}.images"), stored.get_tensor(f"{part}.counts")
+                parts[part] = ClassImages(images, counts, tuple(json.loads(meta[f"{part}.names"])))
+                if parts[part].identity().sha256 != meta[f"{part}.sha256"]:
+                    return None
+            return Splits(meta["name"], parts["train"], parts["validation"], parts["test"])
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, UserError):
+        return None
+
+
+def _write(path: Path, key: str, splits: Splits) -> None:
+    """Stores splits at `path`, whole or not at all; does nothing where that is not possible."""
+    tensors: dict[str, torch.Tensor] = {}
+    meta = {"key": key, "name": splits.name}
+    for part, data in splits.parts.items():
+        tensors[f"{part}.images"] = data.images.contiguous()
+        tensors[f"{part}.counts"] = data.counts.contiguous()
+        meta[f"{part}.names"] = json.dumps(data.names)
+        meta[f"{part}.sha256"] = data.identity().sha256
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
+        os.close(handle)
+        save_file(tensors, temporary, meta)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError):
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
