@@ -1,0 +1,46 @@
+"""Conv-4, the shallow extractor of the few-shot literature (Vinyals et al. 2016, Snell et al. 2017)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from pyro_vsm.backbones.base import BACKBONES, Backbone
+from pyro_vsm.errors import UserError
+
+
+@BACKBONES.register("conv4")
+class Conv4(Backbone):
+    """Four blocks of 3x3 convolution, batch normalisation, ReLU and 2x2 max pooling.
+
+    84x84 images give ``width * 25`` features, 28x28 images ``width``.
+
+    Args:
+        channels: of the images.
+        image_size: at least 16 pixels.
+        width: channels of each block.
+
+    Raises:
+        UserError: images too small for four poolings.
+    """
+
+    def __init__(self, channels: int, image_size: int, *, width: int = 64):
+        super().__init__(channels, image_size)
+        if image_size < 16:
+            raise UserError(f"conv4: images of {image_size} pixels are too small; give at least 16")
+        self.blocks = nn.Sequential(
+            *(self._block(channels if i == 0 else width, width) for i in range(4)), nn.Flatten()
+        )
+        self.dim = width * (image_size // 16) ** 2
+
+    @staticmethod
+    def _block(inputs: int, outputs: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See the interface."""
+        return self.blocks(images)

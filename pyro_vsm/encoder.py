@@ -1,0 +1,79 @@
+"""From pixels to features: normalisation, backbone, feature scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vsm.backbones import Backbone
+from pyro_vsm.errors import UserError
+
+
+class Encoder(nn.Module):
+    """``h(x)``: images with their channel statistics removed, through the backbone, scaled to unit RMS a dimension.
+
+    Args:
+        backbone: the network.
+        mean, std: of the training images in [0, 1], one number a channel.
+        amp: run the backbone in bfloat16 (features come out in float32 all the same).
+        compiled: run the backbone through ``torch.compile``.
+
+    Raises:
+        UserError: mean and std do not have one number a channel.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        amp: bool = False,
+        compiled: bool = False,
+    ):
+        super().__init__()
+        if not len(mean) == len(std) == backbone.channels:
+            raise UserError(
+                f"encoder: {len(mean)} means and {len(std)} deviations for {backbone.channels} channels; give one each"
+            )
+        self.backbone = backbone
+        self.amp, self.compiled = amp, compiled
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).clamp_min(1e-3).view(-1, 1, 1))
+
+    @property
+    def dim(self) -> int:
+        """Feature dimension D."""
+        return self.backbone.dim
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features ``[B, D]`` (float32) of images ``[B, C, H, W]``, uint8 or float in [0, 1].
+
+        Raises:
+            UserError: images of another shape than the backbone was made for.
+        """
+        wanted = (self.backbone.channels, self.backbone.image_size, self.backbone.image_size)
+        if images.dim() != 4 or tuple(images.shape[1:]) != wanted:
+            raise UserError(
+                f"images have shape {list(images.shape)}; this model takes [batch, {', '.join(map(str, wanted))}]"
+            )
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        network = self._compiled() if self.compiled else self.backbone
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.amp, cache_enabled=False):
+            h = network(x)
+        h = h.float()
+        # the small constant keeps a constant image (h = 0) from becoming NaN
+        return h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6)
+
+    def _compiled(self):
+        # kept out of the module's attributes: a compiled wrapper would register the weights twice
+        if "_network" not in self.__dict__:
+            self.__dict__["_network"] = torch.compile(self.backbone, dynamic=False)
+        return self.__dict__["_network"]

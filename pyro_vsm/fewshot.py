@@ -1,0 +1,77 @@
+"""What every system of this package is: something that can be trained on episodes and asked for probabilities."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vsm.encoder import Encoder
+
+
+class FewShotModel(nn.Module, ABC):
+    """A few-shot classifier. Training, evaluation and the command line know no more of a system than this.
+
+    Args:
+        encoder: images to features.
+    """
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    @property
+    def dim(self) -> int:
+        """Feature dimension D."""
+        return self.encoder.dim
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Features ``[B, D]`` of images ``[B, C, H, W]``, uint8 or float in [0, 1]."""
+        return self.encoder(images)
+
+    def forward(
+        self, images: Tensor, shot: int, classes: Tensor, progress: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Training loss of a batch of episodes, in nats a query.
+
+        Args:
+            images: ``[T, N, R, C, H, W]``; of each class the first ``shot`` are support, the others queries.
+            shot: K.
+            classes: class ids in the training set, ``[T, N]``.
+            progress: how much of the training is over, a scalar tensor in [0, 1].
+
+        Returns:
+            The loss and named detached scalars for the log.
+        """
+        features = self.encode(images.flatten(0, 2)).unflatten(0, images.shape[:3])
+        return self.loss(features, shot, classes, progress)
+
+    @abstractmethod
+    def loss(
+        self, features: Tensor, shot: int, classes: Tensor, progress: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As :meth:`forward`, from the features ``[T, N, R, D]``."""
+
+    def after_step(self) -> None:
+        """Called after each optimiser step, for what is learned without gradient (the memory); does nothing here."""
+
+    @abstractmethod
+    def predict(self, support: Tensor, query: Tensor, samples: int = 100) -> Tensor:
+        """Class probabilities of queries.
+
+        Args:
+            support: features ``[T, N, K, D]``.
+            query: features ``[T, Q, D]``.
+            samples: from the posterior, where the system has one; probabilities are averaged over them.
+
+        Returns:
+            ``[T, Q, N]``, rows sum to one.
+        """
+
+
+def split_episode(features: Tensor, shot: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Support ``[T, N, K, D]``, query ``[T, N*Q, D]`` and labels ``[T, N*Q]`` of features ``[T, N, K+Q, D]``."""
+    T, N, R, _ = features.shape
+    labels = torch.arange(N, device=features.device).repeat_interleave(R - shot)
+    return features[:, :, :shot], features[:, :, shot:].flatten(1, 2), labels.expand(T, -1)

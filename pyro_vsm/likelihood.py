@@ -1,0 +1,83 @@
+"""The likelihood ``p(y | x, z)``: which prototype does a query belong to."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_vsm.networks import Positive
+from pyro_vsm.registry import Registry
+from pyro_vsm.task import Task
+
+
+class Likelihood(nn.Module, ABC):
+    """Interface of ``p(y | x, z) = softmax_n(logits)``. Args: ``dim``, the feature dimension D."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+
+    @abstractmethod
+    def forward(self, z: Tensor, task: Task) -> Tensor:
+        """Logits ``[..., T, Q, N]`` of the task's queries for prototypes ``z [..., T, N, D]``."""
+
+
+LIKELIHOODS: Registry[Likelihood] = Registry("likelihood", Likelihood)
+
+
+def half_distance(query: Tensor, z: Tensor) -> Tensor:
+    """``-|h - z|^2 + |h|^2``, ``[..., T, Q, N]``: |h|^2 is the same for every class and cancels in the softmax."""
+    return 2 * query @ z.mT - z.square().sum(-1).unsqueeze(-2)
+
+
+@LIKELIHOODS.register("euclidean")
+class EuclideanLikelihood(Likelihood):
+    """``logits = -tau * mean_d (h(x) - z_n)^2``, tau learned (prototypical network, Snell et al. 2017).
+
+    Args:
+        dim: feature dimension D.
+        tau: inverse temperature at the start.
+    """
+
+    def __init__(self, dim: int, *, tau: float = 5.0):
+        super().__init__(dim)
+        self.tau = Positive(tau)
+
+    def forward(self, z: Tensor, task: Task) -> Tensor:
+        """See the interface."""
+        return self.tau() * half_distance(task.query, z) / self.dim
+
+
+@LIKELIHOODS.register("cosine")
+class CosineLikelihood(Likelihood):
+    """``logits = tau * cos(h(x), z_n)``, tau learned."""
+
+    def __init__(self, dim: int, *, tau: float = 10.0):
+        super().__init__(dim)
+        self.tau = Positive(tau)
+
+    def forward(self, z: Tensor, task: Task) -> Tensor:
+        """See the interface."""
+        return self.tau() * F.normalize(task.query, dim=-1) @ F.normalize(z, dim=-1).mT
+
+
+@LIKELIHOODS.register("gaussian")
+class GaussianLikelihood(Likelihood):
+    """``logits = tau * log N(h(x); z_n, W) / D`` up to a constant, W the memory's pooled within-class variance.
+
+    W is diagonal, shrunk by a learned factor towards its mean, and 1 with an empty memory; tau is learned.
+    """
+
+    def __init__(self, dim: int, *, tau: float = 5.0):
+        super().__init__(dim)
+        self.tau, self.shrink = Positive(tau), Positive(1.0)
+
+    def forward(self, z: Tensor, task: Task) -> Tensor:
+        """See the interface."""
+        w = task.recall.mean_variance()[2].unsqueeze(1)  # [T, 1, D]
+        shrink = self.shrink()
+        root = ((w + shrink * w.mean(-1, keepdim=True)) / (1 + shrink) + 1e-6).rsqrt()
+        root = root / root.square().mean(-1, keepdim=True).sqrt()  # tau alone sets the scale
+        return self.tau() * half_distance(task.query * root, z * root) / self.dim

@@ -1,0 +1,235 @@
+"""The semantic memory M: what it holds, how it is recalled, how it is consolidated. Plain PyTorch, no Pyro.
+
+Shapes: T tasks, N classes (ways) a task, R images of a class (support and query), C entries, D features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_vsm.errors import UserError
+from pyro_vsm.memory_updates import MEMORY_UPDATES, MemoryUpdate
+from pyro_vsm.registry import Spec
+
+
+@dataclass(frozen=True)
+class Recall:
+    """What a task may know of the memory.
+
+    One row more than the memory has entries: the last row is the default (zeros), allowed only where no entry is,
+    so that an empty memory needs no special case.
+
+    Attributes:
+        entries: ``[C+1, D]``, the entries that addressing looks at.
+        values: ``[C+1, D]``, the entries that are read out (the same, unless shuffled as a control).
+        variances: ``[C+1, D]``, within-class variances of the entries.
+        counts: ``[C+1]``, images behind each entry.
+        allowed: bool ``[T, C+1]``, entries that task t may use.
+        log_address: ``[T, N, C+1]``, log gamma, the addressing weights of each class's support features.
+    """
+
+    entries: Tensor
+    values: Tensor
+    variances: Tensor
+    counts: Tensor
+    allowed: Tensor
+    log_address: Tensor
+
+    @property
+    def empty(self) -> Tensor:
+        """Bool ``[T]``: the task may use no entry."""
+        return self.allowed[:, -1]
+
+    def mean_variance(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Moments over the allowed entries: weights ``[T, C+1]`` that sum to one, mean ``[T, D]``, pooled
+        within-class variance ``[T, D]`` (1 for an empty memory).
+        """
+        weight = self.allowed.to(self.entries.dtype)
+        weight = weight / weight.sum(-1, keepdim=True)
+        within = weight @ self.variances
+        return weight, weight @ self.entries, torch.where(self.empty.unsqueeze(-1), 1.0, within)
+
+
+@dataclass(frozen=True)
+class Write:
+    """New contents of some rows, differentiable in the features and in the update's parameters."""
+
+    rows: Tensor  # [S] row of each (task, class) slot; the scratch row for slots that write nothing
+    entries: Tensor  # [S, D]
+    variances: Tensor  # [S, D]
+    counts: Tensor  # [S]
+    classes: Tensor  # [S]
+
+
+class SemanticMemory(nn.Module):
+    r"""Long-term memory: one entry a training class, ``M_c`` in R^D, with its within-class variance.
+
+    Recall: ``gamma_a = softmax_a g(M_a, s_n)`` with the learned similarity ``g = k(M_a) . q(s_n) / sqrt(d)``
+    (k, q linear), over the allowed entries, optionally over the ``top_k`` largest only.
+
+    Consolidation: ``M_c <- alpha M_c + (1 - alpha) Mbar_c`` where the candidate ``Mbar_c`` comes from a
+    :class:`~pyro_vsm.memory_updates.MemoryUpdate` (paper: graph attention over the entry and the features of
+    its class). A class not yet seen is appended as its mean feature. When the memory is full, the entry that
+    was written longest ago makes room; new classes beyond the capacity within one batch are not stored.
+    All classes of a batch are written at once, so their order does not matter.
+
+    Args:
+        dim: feature dimension D.
+        capacity: largest number of entries C >= 1.
+        update: name or spec of the memory update (``attention``, ``mean``, ``none``).
+        alpha: share of the old entry that is kept, in [0, 1).
+        address_dim: dimension d of the learned similarity.
+        top_k: address only the k most similar entries; 0 for all.
+        shuffled: a control: addressing looks at ``M_a`` but reads out ``M_{pi(a)}``, pi a shift by half.
+    """
+
+    entries: Tensor
+    variances: Tensor
+    counts: Tensor
+    classes: Tensor
+    written: Tensor
+    step: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        capacity: int,
+        update: Spec | MemoryUpdate = "attention",
+        alpha: float = 0.9,
+        address_dim: int = 64,
+        top_k: int = 0,
+        shuffled: bool = False,
+    ):
+        super().__init__()
+        if capacity < 1 or not 0 <= alpha < 1 or top_k < 0:
+            raise UserError(
+                f"memory: capacity={capacity}, alpha={alpha}, top_k={top_k}; give capacity >= 1, 0 <= alpha < 1, top_k >= 0"
+            )
+        self.dim, self.capacity, self.alpha, self.top_k, self.shuffled = dim, capacity, alpha, top_k, shuffled
+        self.update = MEMORY_UPDATES.build(update, dim)
+        self.key = nn.Linear(dim, address_dim, bias=False)
+        self.query = nn.Linear(dim, address_dim, bias=False)
+        self.query.weight.data.copy_(self.key.weight.data)  # starts as a similarity: g(s, s) is large
+        # row C is the default of Recall and stays zero, row C+1 takes the writes that go nowhere
+        self.register_buffer("entries", torch.zeros(capacity + 2, dim))
+        self.register_buffer("variances", torch.zeros(capacity + 2, dim))
+        self.register_buffer("counts", torch.zeros(capacity + 2))
+        self.register_buffer("classes", torch.full((capacity + 2,), -1))
+        self.register_buffer("written", torch.zeros(capacity + 2, dtype=torch.int64))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def filled(self) -> Tensor:
+        """Bool ``[C]``."""
+        return self.classes[: self.capacity] >= 0
+
+    def forward(
+        self, support: Tensor, own: Tensor | None = None, write: Write | None = None, closed: bool = False
+    ) -> Recall:
+        """Recall for the support features of T tasks.
+
+        Args:
+            support: mean support feature of each class, ``[T, N, D]``.
+            own: class ids of the tasks, ``[T, N]``, whose entries are left out. Needed while training:
+                otherwise the model learns to look its own class up.
+            write: entries just consolidated in this batch, used in place of the stored ones so that the
+                update learns from the recall of *other* tasks.
+            closed: recall as if the memory were empty (the control ``off``).
+        """
+        C = self.capacity
+        entries, variances, counts, classes = self.entries, self.variances, self.counts, self.classes
+        if write is not None:
+            entries = entries.index_copy(0, write.rows, write.entries)
+            variances = variances.index_copy(0, write.rows, write.variances)
+            counts = counts.index_copy(0, write.rows, write.counts)
+            classes = classes.index_copy(0, write.rows, write.classes)
+        entries, variances, counts, classes = (t[: C + 1] for t in (entries, variances, counts, classes))
+        allowed = (classes[:C] >= 0).expand(len(support), -1)
+        if closed:
+            allowed = torch.zeros_like(allowed)
+        elif own is not None:
+            allowed = allowed & (own.unsqueeze(-1) != classes[:C]).all(1)
+        values = entries
+        if (
+            self.shuffled
+        ):  # neither the entry addressed nor the entry read may be empty or of the task's own classes
+            half = max(C // 2, 1)
+            allowed = allowed & allowed.roll(half, -1)
+            values = torch.cat([entries[:C].roll(half, 0), entries[C:]])
+        allowed = torch.cat([allowed, ~allowed.any(-1, keepdim=True)], -1)
+        return Recall(entries, values, variances, counts, allowed, self.address(support, entries, allowed))
+
+    def address(self, support: Tensor, entries: Tensor, allowed: Tensor) -> Tensor:
+        """Log gamma ``[T, N, C+1]`` for support ``[T, N, D]``, entries ``[C+1, D]``, allowed ``[T, C+1]``."""
+        g = self.query(support) @ self.key(entries).T / self.key.out_features**0.5
+        g = g.masked_fill(~allowed.unsqueeze(1), float("-inf"))
+        if self.top_k and self.top_k < g.shape[-1]:
+            least = g.topk(self.top_k, -1).values[..., -1:]
+            g = g.masked_fill(g < least, float("-inf"))
+        return F.log_softmax(g, -1)
+
+    def consolidate(self, features: Tensor, classes: Tensor) -> Write:
+        """New contents for the classes of a batch; nothing is stored yet (:meth:`store` does that).
+
+        Args:
+            features: of all images of the batch, ``[T, N, R, D]``.
+            classes: class ids >= 0, ``[T, N]``; a class may occur in several tasks.
+        """
+        T, N, R, D = features.shape
+        slots, nodes = classes.reshape(-1), features.reshape(-1, D)  # [S], [S*R, D]
+        same = slots.unsqueeze(-1) == slots  # [S, S]
+        member = same.repeat_interleave(R, 1)  # [S, S*R] node i shows the class of slot s
+        rows, known = self._rows(slots, same)
+        share = member.to(nodes.dtype)
+        number = share.sum(-1, keepdim=True)
+        mean = share @ nodes / number
+        spread = (share @ nodes.square() / number - mean.square()).clamp_min(0.0)
+        variance = spread * (number / (number - 1).clamp_min(1.0))
+        old = self.entries[rows]
+        candidate = self.update(old, nodes, member)
+        alpha, known = self.alpha, known.unsqueeze(-1)
+        entries = torch.where(known, alpha * old + (1 - alpha) * candidate, mean)
+        if self.update.frozen:
+            entries = torch.where(known, old, mean)
+        variances = torch.where(known, alpha * self.variances[rows] + (1 - alpha) * variance, variance)
+        counts = torch.where(known.squeeze(-1), self.counts[rows], 0.0) + number.squeeze(-1)
+        # a class that fills several slots is written once
+        first = same.to(torch.uint8).argmax(-1) == torch.arange(len(slots), device=slots.device)
+        rows = torch.where(first, rows, self.capacity + 1)
+        return Write(rows, entries, variances, counts, slots)
+
+    def _rows(self, slots: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
+        """Row of each slot ``[S]`` and whether its class is stored already ``[S]``, with static shapes."""
+        C, S = self.capacity, len(slots)
+        match = slots.unsqueeze(-1) == self.classes[:C]  # [S, C]
+        known = match.any(-1)
+        # rows to give away: free ones first, then the longest unwritten; never one of this batch
+        age = self.written[:C] + 1
+        age = torch.where(self.filled, age, torch.zeros_like(age))
+        age = torch.where(match.any(0), torch.iinfo(torch.int64).max, age)
+        order = age.sort(stable=True).indices[:S]
+        first = same.to(torch.uint8).argmax(-1) == torch.arange(S, device=slots.device)
+        new = first & ~known
+        # rank among the new classes by class id, so that the order in the batch does not matter
+        rank = ((slots.unsqueeze(-1) > slots) & new).sum(-1)
+        available = C - match.any(0).sum()
+        fresh = torch.where(rank < available, order[rank.clamp_max(len(order) - 1)], C + 1)
+        return torch.where(known, match.to(torch.uint8).argmax(-1), fresh), known
+
+    @torch.no_grad()
+    def store(self, write: Write) -> None:
+        """Put the consolidated rows into the memory, detached. Training only: evaluation never calls it."""
+        self.step += 1
+        self.entries.index_copy_(0, write.rows, write.entries.to(self.entries.dtype))
+        self.variances.index_copy_(0, write.rows, write.variances.to(self.variances.dtype))
+        self.counts.index_copy_(0, write.rows, write.counts)
+        self.classes.index_copy_(0, write.rows, write.classes)
+        self.written.index_copy_(0, write.rows, self.step.expand(len(write.rows)))
+        # the scratch row holds nothing
+        for buffer, nothing in ((self.entries, 0), (self.variances, 0), (self.counts, 0), (self.classes, -1), (self.written, 0)):  # fmt: skip
+            buffer[-1] = nothing

@@ -1,0 +1,108 @@
+"""The generative model and the guide of Variational Semantic Memory, as Pyro programs.
+
+Source: Zhen, Du, Xiong, Qiu, Snoek, Shao, "Learning to Learn Variational Semantic Memory", NeurIPS 2020.
+
+Generative model, for every class n and every query i of a task::
+
+    m_n ~ p(m | M)                                   recall prior            priors.PriorM
+    z_n ~ p(z | m_n)                                 prototype prior         priors.PriorZ
+    y_i ~ Categorical(softmax_n(logits(h(x_i), z)))  likelihood              likelihood.Likelihood
+
+Guide::
+
+    q(m_n | M, S_n)                                  recall                  posteriors.PosteriorM
+    q(z_n | m_n, S_n)                                prototype posterior     posteriors.PosteriorZ
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import pyro
+import pyro.distributions as dist
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from pyro_vsm.likelihood import Likelihood
+from pyro_vsm.memory_uses import MemoryUse
+from pyro_vsm.posteriors import PosteriorM, PosteriorZ
+from pyro_vsm.priors import PriorM, PriorZ
+from pyro_vsm.task import Task
+
+
+class VSMProgram(nn.Module):
+    """The pair :meth:`model` and :meth:`guide`, made of six interchangeable factors.
+
+    Both take a :class:`~pyro_vsm.task.Task` of T tasks, N ways and Q queries. Plates: ``tasks`` (dim -2), ``classes``
+    and ``queries`` (dim -1); a particle plate may stand to their left (dim -3).
+
+    Attributes:
+        beta_z, beta_m: weights of the KL terms, a number or a scalar tensor, >= 0; they scale the latent sites in
+            model and guide alike. 1 is the evidence lower bound, 0 takes the factor out of the objective.
+    """
+
+    def __init__(
+        self,
+        prior_m: PriorM,
+        prior_z: PriorZ,
+        posterior_m: PosteriorM,
+        posterior_z: PosteriorZ,
+        likelihood: Likelihood,
+        memory_use: MemoryUse,
+    ):
+        super().__init__()
+        self.memory_use = memory_use
+        if memory_use.latent:  # otherwise there is no site m, and no parameters for one
+            self.prior_m, self.posterior_m = prior_m, posterior_m
+        self.prior_z, self.posterior_z, self.likelihood = prior_z, posterior_z, likelihood
+        prior_z.bind(posterior_z)
+        self.beta_z: float | Tensor = 1.0
+        self.beta_m: float | Tensor = 1.0
+
+    def model(self, task: Task) -> Tensor:
+        """``p(y|x,z) p(z|m) p(m|M)``; returns the logits ``[..., T, Q, N]``."""
+        tasks, classes, queries = self._plates(task)
+        with tasks:
+            with classes:
+                m = self._m(lambda: self.prior_m(task), task)
+                with weighted(self.beta_z):
+                    z = pyro.sample("z", self.prior_z(m, task))
+            logits = self.likelihood(z, task)
+            with queries:
+                pyro.sample("y", dist.Categorical(logits=logits), obs=task.labels)
+        return logits
+
+    def guide(self, task: Task) -> None:
+        """``q(z|m,S) q(m|M,S)``."""
+        tasks, classes, _ = self._plates(task)
+        with tasks, classes:
+            m = self._m(lambda: self.posterior_m(task), task)
+            with weighted(self.beta_z):
+                pyro.sample("z", self.posterior_z(m, task, self.prior_z(m, task)))
+
+    def _m(self, factor: Callable[[], TorchDistribution], task: Task) -> Tensor:
+        """M ``[..., T, N, D]``: sampled from its factor, or read out of the memory."""
+        if not self.memory_use.latent:
+            return self.memory_use(task)
+        with weighted(self.beta_m):
+            return pyro.sample("m", factor())
+
+    @staticmethod
+    def _plates(task: Task):
+        T, N = task.support.shape[:2]
+        return (
+            pyro.plate("tasks", T, dim=-2),
+            pyro.plate("classes", N, dim=-1),
+            pyro.plate("queries", task.query.shape[1], dim=-1),
+        )
+
+
+def weighted(beta: float | Tensor):
+    """Scale the log densities inside by beta; mask them where beta is the number 0, which Pyro's scale refuses."""
+    if isinstance(beta, Tensor):
+        return poutine.scale(scale=beta)
+    if beta == 1:
+        return nullcontext()
+    return poutine.scale(scale=beta) if beta > 0 else poutine.mask(mask=False)

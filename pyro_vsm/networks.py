@@ -1,0 +1,80 @@
+"""The small networks inside priors and posteriors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Residual(nn.Module):
+    """``start + f(conditions)`` with f zero at the start.
+
+    Args:
+        dim: feature dimension D.
+        conditions: how many D-dimensional tensors f looks at.
+        hidden: width of the two hidden layers.
+    """
+
+    def __init__(self, dim: int, conditions: int = 1, *, hidden: int = 512):
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Linear(conditions * dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU()
+        )
+        self.mean = _zero_linear(hidden, dim)
+
+    def hidden(self, *conditions: Tensor) -> Tensor:
+        """``[..., hidden]`` from conditions that broadcast to ``[..., D]``."""
+        shape = torch.broadcast_shapes(*(c.shape for c in conditions))
+        return self.trunk(torch.cat([c.expand(shape) for c in conditions], -1))
+
+    def forward(self, start: Tensor, *conditions: Tensor) -> Tensor:
+        """``[..., D]``."""
+        return start + self.mean(self.hidden(*conditions))
+
+
+class ResidualGaussian(Residual):
+    """Mean and standard deviation of a diagonal Gaussian around a given point.
+
+    ``mean = start + f(conditions)``, ``log sigma = log_sigma + g(conditions)`` bounded to [-6, 2], f and g zero at
+    the start: the deterministic prototype with little noise, which is what trains stably (DESIGN, section 4).
+
+    Args:
+        dim: feature dimension D.
+        conditions: how many D-dimensional tensors f and g look at.
+        hidden: width of the two hidden layers.
+        log_sigma: log standard deviation at the start.
+    """
+
+    def __init__(self, dim: int, conditions: int = 1, *, hidden: int = 512, log_sigma: float = -2.0):
+        super().__init__(dim, conditions, hidden=hidden)
+        self.log_sigma = _zero_linear(hidden, dim, log_sigma)
+
+    def forward(self, start: Tensor, *conditions: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Mean and sigma, ``[..., D]``."""
+        hidden = self.hidden(*conditions)
+        return start + self.mean(hidden), self.log_sigma(hidden).clamp(-6.0, 2.0).exp()
+
+
+def _zero_linear(inputs: int, outputs: int, bias: float = 0.0) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.constant_(layer.bias, bias)
+    return layer
+
+
+class Positive(nn.Module):
+    """A learned positive number, or a vector of them.
+
+    Args:
+        start: value at the start, > 0.
+        size: number of entries.
+    """
+
+    def __init__(self, start: float, size: int = 1):
+        super().__init__()
+        self.raw = nn.Parameter(torch.full((size,), start).expm1().log())
+
+    def forward(self) -> Tensor:
+        """``[size]``, > 0."""
+        return F.softplus(self.raw) + 1e-6

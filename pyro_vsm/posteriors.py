@@ -1,0 +1,204 @@
+"""Posteriors (guides) of m, ``q(m | M, S)``, and of the prototype z, ``q(z | m, S)``: one class an equation.
+
+Shapes as in :mod:`pyro_vsm.priors`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from pyro_vsm.distributions import (
+    GaussianMixture,
+    LowRankGaussian,
+    RelaxedGaussianMixture,
+    conjugate_posterior,
+)
+from pyro_vsm.errors import UserError
+from pyro_vsm.networks import Positive, Residual, ResidualGaussian
+from pyro_vsm.priors import EntryComponents
+from pyro_vsm.registry import Registry
+from pyro_vsm.task import Task
+
+
+class PosteriorM(nn.Module, ABC):
+    """Interface of ``q(m | M, S)``. Args: ``dim``, the feature dimension D."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+
+    @abstractmethod
+    def forward(self, task: Task) -> TorchDistribution:
+        """``q(m_n | M, S_n)``: batch ``[T, N]``, event ``[D]``."""
+
+
+class PosteriorZ(nn.Module, ABC):
+    """Interface of ``q(z | m, S)``. Args: ``dim``, the feature dimension D."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+
+    @abstractmethod
+    def forward(self, m: Tensor, task: Task, prior: TorchDistribution) -> TorchDistribution:
+        """``q(z_n | m_n, S_n)``: batch ``[..., T, N]``, event ``[D]``, for ``m [..., T, N, D]``.
+
+        ``prior`` is ``p(z|m)`` at the same m, for posteriors in closed form.
+        """
+
+
+POSTERIORS_M: Registry[PosteriorM] = Registry("posterior_m", PosteriorM)
+POSTERIORS_Z: Registry[PosteriorZ] = Registry("posterior_z", PosteriorZ)
+
+
+# --- q(m | M, S) ----------------------------------------------------------------------------------------------
+
+
+@POSTERIORS_M.register("mixture")
+class MixturePosteriorM(PosteriorM):
+    """``q(m|M,S) = sum_a gamma_a N(mu_m(M_a), sigma_m(M_a)^2)``: exact density, unbiased gradient.
+
+    The gradient of the weights gamma uses the score function with a leave-one-out baseline over particles, so
+    train with two particles or more. Networks mu_m and sigma_m are the guide's own.
+    """
+
+    def __init__(self, dim: int, *, hidden: int = 256):
+        super().__init__(dim)
+        self.components = EntryComponents(dim, hidden)
+
+    def forward(self, task: Task) -> TorchDistribution:
+        """See the interface."""
+        return GaussianMixture(task.recall.log_address, *self.components(task))
+
+
+@POSTERIORS_M.register("moment_matched")
+class MomentMatchedPosteriorM(MixturePosteriorM):
+    """One diagonal Gaussian with the mean and the variance of the mixture: another family, reparametrised."""
+
+    def forward(self, task: Task) -> TorchDistribution:
+        """See the interface."""
+        q = GaussianMixture(task.recall.log_address, *self.components(task))
+        return dist.Normal(q.mean, q.variance.clamp_min(1e-8).sqrt()).to_event(1)
+
+
+@POSTERIORS_M.register("relaxed")
+class RelaxedPosteriorM(MixturePosteriorM):
+    """The mixture with a Concrete address: low variance, biased (see the class of the distribution).
+
+    Args:
+        dim: feature dimension D.
+        temperature: of the Concrete distribution, > 0.
+    """
+
+    def __init__(self, dim: int, *, hidden: int = 256, temperature: float = 0.5):
+        super().__init__(dim, hidden=hidden)
+        if not temperature > 0:
+            raise UserError(f"posterior_m: temperature={temperature} must be positive")
+        self.temperature = temperature
+
+    def forward(self, task: Task) -> TorchDistribution:
+        """See the interface."""
+        return RelaxedGaussianMixture(
+            task.recall.log_address, *self.components(task), temperature=self.temperature
+        )
+
+
+# --- q(z | m, S) ----------------------------------------------------------------------------------------------
+
+
+@POSTERIORS_Z.register("amortised")
+class AmortisedPosteriorZ(PosteriorZ):
+    """``q(z|m,S) = N(s + f(s,m), sigma(s,m)^2)``, f zero at the start: begins at the deterministic prototype.
+
+    Args:
+        dim: feature dimension D.
+        hidden: width of the networks f and sigma.
+        log_sigma: log sigma at the start.
+    """
+
+    def __init__(self, dim: int, *, hidden: int = 512, log_sigma: float = -2.0):
+        super().__init__(dim)
+        self.net = ResidualGaussian(dim, 2, hidden=hidden, log_sigma=log_sigma)
+
+    def gaussian(self, s: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and sigma for prototypes ``s`` and ``m``, ``[..., D]``, broadcast."""
+        return self.net(s, s, m)
+
+    def forward(self, m: Tensor, task: Task, prior: TorchDistribution) -> TorchDistribution:
+        """See the interface."""
+        return dist.Normal(*self.gaussian(task.prototype, m)).to_event(1)
+
+
+@POSTERIORS_Z.register("deterministic")
+class DeterministicPosteriorZ(PosteriorZ):
+    """``z = s + f(s,m)``, a point mass: the objective becomes a penalised likelihood (MAP), the "KL" ``-log p(z|m)``."""
+
+    def __init__(self, dim: int, *, hidden: int = 512):
+        super().__init__(dim)
+        self.net = Residual(dim, 2, hidden=hidden)
+
+    def forward(self, m: Tensor, task: Task, prior: TorchDistribution) -> TorchDistribution:
+        """See the interface."""
+        s = task.prototype
+        return dist.Delta(self.net(s, s, m), event_dim=1)
+
+
+@POSTERIORS_Z.register("conjugate")
+class ConjugatePosteriorZ(PosteriorZ):
+    """Closed form under a Gaussian prior: ``q(z|m,S) = N(V (W^-1 sum_k h_k + B^-1 mu), V)``, plus a learned residual.
+
+    The support features are taken as ``h_k | z ~ N(z, W)``; W is the memory's pooled within-class variance (its
+    diagonal), scaled and shrunk towards its mean by learned factors. The residual ``f(s, m)`` on the mean starts at zero.
+
+    Args:
+        dim: feature dimension D.
+        residual: whether to learn f; without it the posterior is exact.
+        noise: factor on W at the start.
+        hidden: width of f.
+    """
+
+    def __init__(self, dim: int, *, residual: bool = True, noise: float = 1.0, hidden: int = 512):
+        super().__init__(dim)
+        self.noise, self.shrink = Positive(noise), Positive(1.0)
+        self.net = Residual(dim, 2, hidden=hidden) if residual else None
+
+    def within(self, task: Task) -> Tensor:
+        """W ``[T, 1, D]``: ``noise * (W_memory + shrink * mean(W_memory)) / (1 + shrink)``."""
+        w = task.recall.mean_variance()[2].unsqueeze(1)
+        shrink = self.shrink()
+        return self.noise() * (w + shrink * w.mean(-1, keepdim=True)) / (1 + shrink) + 1e-6
+
+    def forward(self, m: Tensor, task: Task, prior: TorchDistribution) -> TorchDistribution:
+        """See the interface.
+
+        Raises:
+            UserError: the prior of z is not Gaussian.
+        """
+        loc, factor, diag = gaussian_parts(prior)
+        s = task.prototype
+        q = conjugate_posterior(loc, factor, diag, s, self.within(task), task.shots)
+        if self.net is None:
+            return q
+        return LowRankGaussian(self.net(q.loc, s, m), q.factor, q.diag)
+
+
+def gaussian_parts(p: TorchDistribution) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean ``[..., D]``, factor ``[..., D, R]`` and diagonal ``[..., D]`` of a Gaussian.
+
+    Raises:
+        UserError: p is neither a diagonal nor a low-rank Gaussian.
+    """
+    if isinstance(p, LowRankGaussian):
+        return p.loc, p.factor, p.diag
+    base = getattr(p, "base_dist", None)
+    if isinstance(base, torch.distributions.Normal):
+        return base.loc, base.loc.new_zeros(p.event_shape[0], 1), base.scale.square()
+    raise UserError(
+        f"posterior_z: conjugate needs a Gaussian prior of z, not {type(p).__name__}; choose prior_z memory, "
+        "empirical_bayes, conditional or standard_normal"
+    )

@@ -1,0 +1,252 @@
+"""Variational Semantic Memory as a few-shot system: encoder, memory, and the Pyro model and guide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vsm.encoder import Encoder
+from pyro_vsm.errors import UserError
+from pyro_vsm.fewshot import FewShotModel, split_episode
+from pyro_vsm.likelihood import LIKELIHOODS
+from pyro_vsm.memory import SemanticMemory, Write
+from pyro_vsm.memory_uses import MEMORY_USES
+from pyro_vsm.model import VSMProgram
+from pyro_vsm.objectives import build_objective
+from pyro_vsm.posteriors import POSTERIORS_M, POSTERIORS_Z
+from pyro_vsm.priors import PRIORS_M, PRIORS_Z
+from pyro_vsm.task import Task, check_features
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What the model believes of one episode: S posterior samples, N ways, Q queries, D features, C entries.
+
+    Attributes:
+        probabilities: ``[Q, N]``, averaged over the samples.
+        sample_probabilities: ``[S, Q, N]``, for each sample.
+        z: posterior samples of the prototypes, ``[S, N, D]``.
+        m: posterior samples of the recalled memory, ``[S, N, D]`` (one reading repeated where m is not latent).
+        addressing: weights gamma over the memory entries, ``[N, C]``; the rest to one is the default's.
+        support: ``[N, K, D]``; query: ``[Q, D]``.
+    """
+
+    probabilities: Tensor
+    sample_probabilities: Tensor
+    z: Tensor
+    m: Tensor
+    addressing: Tensor
+    support: Tensor
+    query: Tensor
+
+    @property
+    def entropy(self) -> Tensor:
+        """Total uncertainty of each query, ``[Q]`` in nats: entropy of the averaged probabilities."""
+        return -torch.xlogy(self.probabilities, self.probabilities).sum(-1)
+
+    @property
+    def expected_entropy(self) -> Tensor:
+        """``[Q]`` in nats: what would remain if the prototypes were known exactly."""
+        p = self.sample_probabilities
+        return -torch.xlogy(p, p).sum(-1).mean(0)
+
+    @property
+    def mutual_information(self) -> Tensor:
+        """``[Q]`` in nats: what more shots would remove."""
+        return (self.entropy - self.expected_entropy).clamp_min(0.0)
+
+
+class VSM(FewShotModel):
+    """Variational Semantic Memory.
+
+    Each part is a name, a specification with arguments, or an object of yours (see :mod:`pyro_vsm.registry`).
+
+    Args:
+        encoder: images to features.
+        capacity: entries of the memory.
+        prior_m, prior_z, posterior_m, posterior_z, likelihood: the factors (:mod:`pyro_vsm.model`).
+        memory_use: ``latent``, ``rote``, ``transformed``, ``off``, ``shuffled``.
+        memory_update: ``attention``, ``mean``, ``none``.
+        alpha, address_dim, top_k: see :class:`~pyro_vsm.memory.SemanticMemory`.
+        objective: ``elbo`` or ``importance_weighted``.
+        particles: posterior samples a training step.
+        beta_z, beta_m: final weights of the KL terms; 1 is the evidence lower bound.
+        warmup: fraction of the training over which the weights rise from 0, in [0, 1].
+        trusted: whether dotted paths may import modules (no, for a checkpoint of unknown origin).
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        capacity: int,
+        prior_m: Any = "mixture",
+        prior_z: Any = "memory",
+        posterior_m: Any = "mixture",
+        posterior_z: Any = "amortised",
+        likelihood: Any = "euclidean",
+        memory_use: Any = "latent",
+        memory_update: Any = "attention",
+        alpha: float = 0.9,
+        address_dim: int = 64,
+        top_k: int = 0,
+        objective: str = "elbo",
+        particles: int = 4,
+        beta_z: float = 1e-4,
+        beta_m: float = 1e-4,
+        warmup: float = 0.2,
+        trusted: bool = True,
+    ):
+        super().__init__(encoder)
+        if min(beta_z, beta_m) < 0 or not 0 <= warmup <= 1:
+            raise UserError(
+                f"model: beta_z={beta_z}, beta_m={beta_m}, warmup={warmup}; give weights >= 0 and a warm-up in [0, 1]"
+            )
+        dim = encoder.dim
+        use = MEMORY_USES.build(memory_use, dim, trusted=trusted)
+        self.memory = SemanticMemory(
+            dim,
+            capacity=capacity,
+            update=memory_update,
+            alpha=alpha,
+            address_dim=address_dim,
+            top_k=top_k,
+            shuffled=use.shuffled,
+        )
+        self.memory.requires_grad_(not use.closed)  # nothing of a closed memory is ever read
+        self.program = VSMProgram(
+            PRIORS_M.build(prior_m, dim, trusted=trusted),
+            PRIORS_Z.build(prior_z, dim, trusted=trusted),
+            POSTERIORS_M.build(posterior_m, dim, trusted=trusted),
+            POSTERIORS_Z.build(posterior_z, dim, trusted=trusted),
+            LIKELIHOODS.build(likelihood, dim, trusted=trusted),
+            use,
+        )
+        self.elbo = build_objective(objective, particles)
+        self.beta_z, self.beta_m, self.warmup = beta_z, beta_m, warmup
+        self._write: Write | None = None
+
+    def model(self, task: Task) -> Tensor:
+        """The Pyro model, see :meth:`VSMProgram.model <pyro_vsm.model.VSMProgram.model>`."""
+        return self.program.model(task)
+
+    def guide(self, task: Task) -> None:
+        """The Pyro guide, see :meth:`VSMProgram.guide <pyro_vsm.model.VSMProgram.guide>`."""
+        return self.program.guide(task)
+
+    def task(
+        self,
+        support: Tensor,
+        query: Tensor,
+        labels: Tensor | None = None,
+        own: Tensor | None = None,
+        write: Write | None = None,
+    ) -> Task:
+        """Features ``[T, N, K, D]`` and ``[T, Q, D]`` with what the memory recalls for them.
+
+        ``own`` are the class ids ``[T, N]`` whose entries are left out, ``write`` entries just consolidated.
+        """
+        recall = self.memory(support.mean(2), own, write, closed=self.program.memory_use.closed)
+        return Task(support, query, recall, labels)
+
+    def loss(
+        self, features: Tensor, shot: int, classes: Tensor, progress: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Minus the weighted objective a query. Consolidates the memory for the next :meth:`after_step`.
+
+        Recall within the batch reads the entries just consolidated by the other tasks, so that the memory
+        update gets a gradient.
+        """
+        support, query, labels = split_episode(features, shot)
+        self._write = self.memory.consolidate(features, classes)
+        task = self.task(support, query, labels, classes, self._write)
+        ramp = (progress / self.warmup).clamp(1e-6, 1.0) if self.warmup else 1.0
+        self.program.beta_z, self.program.beta_m = self.beta_z * ramp, self.beta_m * ramp
+        if self.beta_z == 0:
+            self.program.beta_z = 0.0
+        if self.beta_m == 0:
+            self.program.beta_m = 0.0
+        loss = self.elbo.differentiable_loss(self.model, self.guide, task) / labels.numel()
+        return loss, {**self.elbo.terms, "loss": loss.detach()}
+
+    def after_step(self) -> None:
+        """Store what :meth:`loss` consolidated."""
+        if self._write is not None:
+            self.memory.store(self._write)
+            self._write = None
+
+    def posterior(self, task: Task, samples: int) -> tuple[poutine.Trace, Tensor]:
+        """Trace of the guide with S particles, and the logits ``[S, T, Q, N]`` of the model replayed against it."""
+        task = task.unlabelled()
+        with pyro.plate("samples", samples, dim=-3):
+            trace = poutine.trace(self.guide).get_trace(task)
+            logits = poutine.replay(self.model, trace)(task)
+        return trace, logits.expand(samples, *logits.shape[-3:])
+
+    @torch.no_grad()
+    def predict(self, support: Tensor, query: Tensor, samples: int = 100) -> Tensor:
+        """See :class:`FewShotModel`."""
+        return self.posterior(self.task(support, query), samples)[1].softmax(-1).mean(0)
+
+    @torch.no_grad()
+    def infer(self, support: Tensor, query: Tensor, samples: int = 1000) -> Inference:
+        """Everything the model believes of one episode.
+
+        Args:
+            support: images ``[N, K, C, H, W]`` (uint8, or float in [0, 1]), or features ``[N, K, D]``.
+            query: images ``[Q, C, H, W]``, or features ``[Q, D]``.
+            samples: S.
+
+        Raises:
+            UserError: wrong shapes, no images, NaN.
+        """
+        mode = self.training
+        self.eval()
+        try:
+            if support.dim() == 5:
+                support = self.encode(support.flatten(0, 1)).unflatten(0, support.shape[:2])
+            if query.dim() == 4:
+                query = self.encode(query)
+            support, query = support.unsqueeze(0), query.unsqueeze(0)
+            check_features(support, query, self.dim)
+            task = self.task(support, query)
+            trace, logits = self.posterior(task, samples)
+        finally:
+            self.train(mode)
+        z = trace.nodes["z"]["value"]
+        m = trace.nodes["m"]["value"] if "m" in trace else self.program.memory_use(task)
+        N, D = z.shape[-2:]
+        p = logits.softmax(-1)[:, 0]
+        return Inference(
+            probabilities=p.mean(0),
+            sample_probabilities=p,
+            z=z.expand(samples, 1, N, D)[:, 0],
+            m=m.expand(samples, 1, N, D)[:, 0],
+            addressing=task.recall.log_address[0, :, :-1].exp(),
+            support=support[0],
+            query=query[0],
+        )
+
+    def svi_programs(self, name: str = "vsm") -> tuple[Callable, Callable]:
+        """Model and guide for :class:`pyro.infer.SVI`: they take a feature batch and register the parameters.
+
+        Each takes ``(features [T, N, R, D], shot, classes [T, N])``. The parameters enter Pyro's global store
+        under ``name``; use another name for another model.
+        """
+
+        def program(run: Callable[[Task], Any]) -> Callable:
+            def wrapped(features: Tensor, shot: int, classes: Tensor) -> Any:
+                pyro.module(name, self)
+                support, query, labels = split_episode(features, shot)
+                write = self.memory.consolidate(features, classes)
+                return run(self.task(support, query, labels, classes, write))
+
+            return wrapped
+
+        return program(self.model), program(self.guide)
