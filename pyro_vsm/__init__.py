@@ -1,1 +1,41 @@
-"""Variational Semantic Memory for few-shot image classification, in Pyro."""
+"""Variational Semantic Memory for few-shot image classification, in Pyro.
+
+>>> import pyro_vsm
+>>> vsm = pyro_vsm.load("runs/glyphs-5way-1shot")
+>>> belief = vsm.infer(support, query)  # uint8 images [N, K, C, H, W] and [Q, C, H, W]
+>>> belief.probabilities, belief.z, belief.m, belief.addressing, belief.mutual_information
+"""
+
+from pyro_vsm.baselines import PrototypicalNetwork
+from pyro_vsm.config import Config
+from pyro_vsm.encoder import Encoder
+from pyro_vsm.errors import UserError
+from pyro_vsm.fewshot import FewShotModel
+from pyro_vsm.jobs import load, train
+from pyro_vsm.memory import SemanticMemory
+from pyro_vsm.memory_updates import MemoryUpdate
+from pyro_vsm.memory_uses import MemoryUse
+from pyro_vsm.posteriors import PosteriorM, PosteriorZ
+from pyro_vsm.priors import PriorM, PriorZ
+from pyro_vsm.task import Task
+from pyro_vsm.vsm import VSM, Inference
+
+__all__ = [
+    "VSM",
+    "Config",
+    "Encoder",
+    "FewShotModel",
+    "Inference",
+    "MemoryUpdate",
+    "MemoryUse",
+    "PosteriorM",
+    "PosteriorZ",
+    "PriorM",
+    "PriorZ",
+    "PrototypicalNetwork",
+    "SemanticMemory",
+    "Task",
+    "UserError",
+    "load",
+    "train",
+]

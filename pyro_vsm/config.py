@@ -1,0 +1,216 @@
+"""What a run is: every setting in one place, with defaults that make the embedded glyphs train in a minute or so."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, Union, get_type_hints
+
+from pyro_vsm.data import DataConfig
+from pyro_vsm.data.augment import AugmentConfig
+from pyro_vsm.errors import UserError
+
+Part = Union[str, dict[str, Any]]  # noqa: UP007  jsonargparse reads this form on Python 3.10
+
+
+@dataclass
+class EpisodeConfig:
+    """The episodes that a model is trained on.
+
+    Args:
+        way: classes in an episode.
+        shot: support images of a class.
+        queries: query images of a class.
+        tasks: episodes in a training step.
+    """
+
+    way: int = 5
+    shot: int = 1
+    queries: int = 10
+    tasks: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("way", "shot", "queries", "tasks"):
+            if getattr(self, name) < 1:
+                raise UserError(f"episodes.{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass
+class ModelConfig:
+    """The parts of a system. Each part is a name, a dotted path to your class, or {class_path, init_args}.
+
+    Args:
+        backbone: conv4.
+        prior_m: mixture, support, standard_normal.
+        prior_z: memory, empirical_bayes, conditional, standard_normal, vamp.
+        posterior_m: mixture, moment_matched, relaxed.
+        posterior_z: amortised, conjugate, deterministic.
+        likelihood: euclidean, cosine, gaussian.
+        memory_use: latent, rote, transformed, off, shuffled.
+        memory_update: attention, mean, none.
+        capacity: entries of the memory; 0 for one a training class.
+        alpha: share of the old entry that consolidation keeps, in [0, 1).
+        address_dim: dimension of the learned similarity between entries and support features.
+        top_k: recall only the k most similar entries; 0 for all.
+        objective: elbo or importance_weighted.
+        particles: posterior samples in a training step.
+        beta_z: final weight of KL(q(z|m,S) || p(z|m)); 1 is the evidence lower bound.
+        beta_m: final weight of KL(q(m|M,S) || p(m|M)).
+        warmup: fraction of the training over which both weights rise from 0.
+    """
+
+    backbone: Part = "conv4"
+    prior_m: Part = "mixture"
+    prior_z: Part = "memory"
+    posterior_m: Part = "mixture"
+    posterior_z: Part = "amortised"
+    likelihood: Part = "euclidean"
+    memory_use: Part = "latent"
+    memory_update: Part = "attention"
+    capacity: int = 0
+    alpha: float = 0.9
+    address_dim: int = 64
+    top_k: int = 0
+    objective: Literal["elbo", "importance_weighted"] = "elbo"
+    particles: int = 4
+    beta_z: float = 1e-4
+    beta_m: float = 1e-4
+    warmup: float = 0.2
+
+
+@dataclass
+class TrainingConfig:
+    """How a system is trained.
+
+    Args:
+        steps: optimiser steps.
+        lr: learning rate of the backbone (Adam).
+        head_lr: learning rate of everything else.
+        weight_decay: decoupled (AdamW).
+        schedule: of the learning rates: cosine to zero, or constant.
+        clip: largest norm of the gradient; 0 for none.
+        ema: decay of the moving average of the weights that is validated and kept; 0 for none.
+        seed: of initialisation, episodes, augmentation and posterior noise.
+        device: auto, cpu, cuda or cuda:N.
+        amp: run the backbone in bfloat16.
+        compile: run the backbone through torch.compile.
+        cuda_graph: capture the whole step as a CUDA graph (on CUDA only).
+        log_every: steps between lines of the log.
+        validate_every: steps between validations; the best model by validation accuracy is kept. 0: at the end only.
+        validation_episodes: episodes of a validation.
+        checkpoint_every: steps between checkpoints to resume from; 0: at the end only.
+    """
+
+    steps: int = 300
+    lr: float = 2e-3
+    head_lr: float = 2e-3
+    weight_decay: float = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    clip: float = 5.0
+    ema: float = 0.99
+    seed: int = 0
+    device: str = "auto"
+    amp: bool = False
+    compile: bool = False
+    cuda_graph: bool = False
+    log_every: int = 10
+    validate_every: int = 100
+    validation_episodes: int = 200
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.log_every < 1 or self.validation_episodes < 2:
+            raise UserError(
+                f"training: steps={self.steps}, log_every={self.log_every}, "
+                f"validation_episodes={self.validation_episodes}; give at least 1, 1 and 2"
+            )
+        if min(self.lr, self.head_lr, self.weight_decay, self.clip) < 0 or not 0 <= self.ema < 1:
+            raise UserError(
+                f"training: lr={self.lr}, head_lr={self.head_lr}, weight_decay={self.weight_decay}, clip={self.clip}, "
+                f"ema={self.ema}; rates cannot be negative and ema lies in [0, 1)"
+            )
+
+
+@dataclass
+class EvaluationConfig:
+    """The test protocol: the same episodes for every system.
+
+    Args:
+        episodes: how many.
+        way: classes in an episode; 0 as in training.
+        shot: support images of a class; 0 as in training.
+        queries: query images of a class.
+        samples: posterior samples that probabilities are averaged over.
+        seed: of the episodes and the samples.
+        flip: average the features of an image and its mirror image, for every system alike.
+    """
+
+    episodes: int = 1000
+    way: int = 0
+    shot: int = 0
+    queries: int = 15
+    samples: int = 50
+    seed: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.episodes < 2 or self.queries < 1 or self.samples < 1 or min(self.way, self.shot, self.seed) < 0:
+            raise UserError(
+                f"evaluation: episodes={self.episodes}, queries={self.queries}, samples={self.samples}, way={self.way}, "
+                f"shot={self.shot}, seed={self.seed}; give at least 2 episodes, 1 query and 1 sample, nothing negative"
+            )
+
+
+@dataclass
+class Config:
+    """A whole run.
+
+    Args:
+        systems: what to train, in this order, under one recipe; the first is compared with the others. Known: vsm, vpn, pn.
+        data: the images.
+        augment: distortions of training images.
+        episodes: training episodes.
+        model: the parts of the systems.
+        training: optimisation.
+        evaluation: the test protocol.
+    """
+
+    systems: list[str] = field(default_factory=lambda: ["vsm", "vpn", "pn"])
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    episodes: EpisodeConfig = field(default_factory=EpisodeConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dictionaries, ready for YAML or JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Config:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            UserError: unknown or missing names, values that a section refuses.
+        """
+        return _read(cls, values, "configuration")
+
+
+def _read(cls: type, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"{where} must be a mapping, not {type(values).__name__}")
+    hints = get_type_hints(cls)
+    unknown = set(values) - {f.name for f in fields(cls)}
+    if unknown:
+        raise UserError(f"{where} has no setting {', '.join(map(repr, sorted(unknown)))}; remove it or mend its name")
+    arguments = {}
+    for name, value in values.items():
+        if is_dataclass(hints[name]):
+            value = _read(hints[name], value, f"{where}.{name}")  # type: ignore[arg-type]
+        elif isinstance(value, list) and "tuple" in str(hints[name]):
+            value = tuple(value)
+        arguments[name] = value
+    try:
+        return cls(**arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from error

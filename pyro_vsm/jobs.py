@@ -1,0 +1,240 @@
+"""The jobs behind the command line: train, evaluate, compare."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from pyro_vsm import checkpoint, report
+from pyro_vsm.config import Config, EvaluationConfig
+from pyro_vsm import data as data_sources
+from pyro_vsm.data import Splits
+from pyro_vsm.data.episodes import EpisodeIndex, fixed_episodes
+from pyro_vsm.data.images import ClassImages
+from pyro_vsm.errors import UserError
+from pyro_vsm.evaluation import evaluate_model
+from pyro_vsm.fewshot import FewShotModel
+from pyro_vsm.figures import draw_run
+from pyro_vsm.files import write_atomic
+from pyro_vsm.results import EpisodeResults, compare
+from pyro_vsm.run import Run, differing
+from pyro_vsm.signals import Interrupt
+from pyro_vsm.systems import SYSTEMS, ImageSpec, build_model
+from pyro_vsm.training import Trainer, pick_device
+
+Log = Callable[[str], None]
+
+
+def free_folder(stem: str) -> Path:
+    """``runs/STEM``, or the first of ``runs/STEM-2``, ``runs/STEM-3``, ... that is not there yet."""
+    path, number = Path("runs") / stem, 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{stem}-{number}"
+    return path
+
+
+def train(
+    config: Config, out: Path | str | None = None, *, resume: bool = False, force: bool = False, log: Log = print
+) -> Path | None:
+    """Train the configured systems under one recipe and compare them on the same test episodes.
+
+    Args:
+        config: the run.
+        out: the run folder; by default a new one under ``runs/``.
+        resume: continue in ``out`` where it was interrupted.
+        force: resume although configuration or data differ.
+        log: receives what a user should read.
+
+    Returns:
+        The run folder; None if the training was interrupted (it can be resumed).
+
+    Raises:
+        UserError: bad configuration, data or folder.
+    """
+    unknown = [s for s in config.systems if s not in SYSTEMS]
+    if unknown or not config.systems:
+        raise UserError(
+            f"systems: {config.systems} must name at least one of {', '.join(sorted(SYSTEMS))}, and nothing else"
+        )
+    e = config.episodes
+    folder = Path(out) if out else free_folder(f"{config.data.name}-{e.way}way-{e.shot}shot")
+    if not resume and folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; choose another --out, or continue it with --resume {folder}")
+    data = data_sources.load(config.data, log)
+    write_atomic(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
+    images = ImageSpec.of(data)
+    models: dict[str, FewShotModel] = {}
+    seconds: dict[str, float] = {}
+    for name in config.systems:
+        with Interrupt() as interrupt:
+            torch.manual_seed(config.training.seed)
+            t = config.training
+            model = build_model(name, config.model, images, amp=t.amp, compiled=t.compile)
+            run = Run(folder / name, checkpoint_meta(name, config, images, data))
+            trainer = Trainer(model, data, config, run, name)
+            if resume and run.state_path.exists():
+                run.restore(trainer, force=force)
+            outcome = trainer.fit(interrupt)
+            run.close()
+        if not outcome.finished:
+            log(
+                f"Stopped at step {outcome.step} of {config.training.steps}; go on with: pyro-vsm train --resume {folder}"
+            )
+            return None
+        models[name] = load_model(run.model_path)[0]
+        seconds[name] = outcome.seconds
+    log("")
+    test(models, data.test, config, folder, seconds=seconds, log=log)
+    draw_run(folder)
+    log(f"\nRun folder: {folder}")
+    return folder
+
+
+def checkpoint_meta(name: str, config: Config, images: ImageSpec, data: Splits) -> dict[str, Any]:
+    """What a checkpoint says of itself."""
+    identity = {split: i.to_dict() for split, i in data.identity.items()}
+    return {"system": name, "config": config.to_dict(), "images": images.to_dict(), "data": identity}
+
+
+def load_model(path: Path | str, *, device: str = "cpu") -> tuple[FewShotModel, dict[str, Any]]:
+    """The model in a checkpoint, in evaluation mode, and what the checkpoint says of itself.
+
+    Args:
+        path: ``model.safetensors``, the folder of a system, or a run folder (its first system).
+        device: where to put it.
+
+    Raises:
+        UserError: damaged or foreign file, or a part from a module that the caller has not imported.
+    """
+    path = find_model(Path(path))
+    tensors, meta = checkpoint.read(path)
+    try:
+        config, name = Config.from_dict(meta["config"]), meta["system"]
+        images = ImageSpec(**meta["images"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} lacks {error}; it is no model of pyro-vsm train") from error
+    model = build_model(name, config.model, images, amp=False, trusted=False)
+    checkpoint.load_into(model, tensors, str(path))
+    return model.to(pick_device(device)).eval(), meta
+
+
+def load(path: Path | str, *, device: str = "auto") -> FewShotModel:
+    """The trained model of a run folder or checkpoint, ready to predict; see :func:`load_model`."""
+    return load_model(path, device=device)[0]
+
+
+def find_model(path: Path) -> Path:
+    """The ``model.safetensors`` that a path means."""
+    if path.is_dir():
+        if (path / "model.safetensors").exists():
+            return path / "model.safetensors"
+        config = path / "config.yaml"
+        if config.exists():
+            first = yaml.safe_load(config.read_text(encoding="utf-8"))["systems"][0]
+            return path / first / "model.safetensors"
+        raise UserError(f"{path} is no run folder: it holds neither model.safetensors nor config.yaml")
+    return path
+
+
+def test_episodes(data: ClassImages, e: EvaluationConfig, way: int, shot: int) -> EpisodeIndex:
+    """The fixed episodes of a protocol; ``way`` and ``shot`` stand in for its zeros."""
+    return fixed_episodes(
+        data, way=e.way or way, shot=e.shot or shot, queries=e.queries, episodes=e.episodes, seed=e.seed
+    )
+
+
+def evaluate(
+    paths: list[str],
+    e: EvaluationConfig,
+    *,
+    split: str = "test",
+    root: str | None = None,
+    out: str = "evaluation",
+    device: str = "auto",
+    log: Log = print,
+) -> dict[str, EpisodeResults]:
+    """Evaluate trained models on the same episodes of the data they were trained on.
+
+    Args:
+        paths: checkpoints; the first is the reference of the paired differences.
+        e: the protocol; way and shot 0 mean those of the first model's training.
+        split: ``validation`` or ``test``.
+        root: where the data set lies now.
+        out: folder for tables and per-episode results.
+        device: where to compute.
+        log: receives what a user should read.
+
+    Raises:
+        UserError: damaged checkpoints, missing data, or data other than the models were trained on.
+    """
+    loaded = [load_model(p) for p in paths]
+    config = Config.from_dict(loaded[0][1]["config"])
+    config.evaluation = e
+    config.training.device = device
+    if root:
+        config.data.root = root
+    data = data_sources.load(config.data, log)
+    identity = {s: i.to_dict() for s, i in data.identity.items()}
+    for path, (_, meta) in zip(paths, loaded):
+        if meta["data"] != identity:
+            log(
+                f"Note: {path} was trained on other images than these ({', '.join(differing(meta['data'], identity, 'data')[:3])})."
+            )
+    names = [meta["system"] for _, meta in loaded]
+    labels = names if len(set(names)) == len(names) else [str(p) for p in paths]
+    models = {label: model for label, (model, _) in zip(labels, loaded)}
+    return test(models, getattr(data, split), config, Path(out), log=log, reference=labels[0])
+
+
+def test(
+    models: dict[str, FewShotModel],
+    data: ClassImages,
+    config: Config,
+    folder: Path,
+    *,
+    seconds: dict[str, float] | None = None,
+    log: Log = print,
+    reference: str | None = None,
+) -> dict[str, EpisodeResults]:
+    """Evaluate models on the same episodes, print the table, and keep results and table in ``folder``."""
+    e = config.evaluation
+    device = pick_device(config.training.device)
+    episodes = test_episodes(data, e, config.episodes.way, config.episodes.shot)
+    results: dict[str, EpisodeResults] = {}
+    started = time.perf_counter()
+    for name, model in models.items():
+        results[name] = evaluate_model(
+            model.to(device), data, episodes, samples=e.samples, seed=e.seed, device=device, progress=False
+        )
+        results[name].save(folder / f"episodes-{_file_name(name)}.safetensors")
+    took = time.perf_counter() - started
+    rows = compare(results, reference or ("pn" if "pn" in results else next(iter(results))))
+    for row in rows:
+        if seconds and row["system"] in seconds:
+            row["training_seconds"] = round(seconds[row["system"]], 1)
+    title = f"{episodes.way}-way {episodes.shot}-shot, {len(episodes)} test episodes of {episodes.queries} queries a class"
+    notes = [
+        f"Data: {data.identity()}. Episode seed {e.seed}, training seed {config.training.seed}, {e.samples} posterior samples.",
+        f"± is the 95 % interval over episodes; differences are paired, on the same episodes. Evaluated in {took:.1f} s.",
+        f"Hardware: {hardware(device)}.",
+    ]
+    report.write_report(rows, folder, "table", title, notes)
+    log("\n".join([title, "", report.to_text(rows), "", *notes]))
+    return results
+
+
+def _file_name(label: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in label)
+
+
+def hardware(device: torch.device) -> str:
+    """What the numbers were measured on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"

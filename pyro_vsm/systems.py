@@ -1,0 +1,116 @@
+"""The systems by name: from a configuration and what is known of the images to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pyro_vsm.backbones import BACKBONES
+from pyro_vsm.baselines import PrototypicalNetwork
+from pyro_vsm.config import ModelConfig
+from pyro_vsm.data import Splits
+from pyro_vsm.encoder import Encoder
+from pyro_vsm.errors import UserError
+from pyro_vsm.fewshot import FewShotModel
+from pyro_vsm.vsm import VSM
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What a model must know of the images it is trained on.
+
+    Attributes:
+        channels, size: of the images.
+        mean, std: of each channel of the training images, in [0, 1].
+        classes: number of training classes.
+    """
+
+    channels: int
+    size: int
+    mean: list[float]
+    std: list[float]
+    classes: int
+
+    @classmethod
+    def of(cls, data: Splits) -> ImageSpec:
+        """Read off the training split."""
+        channels, height, width = data.train.image_shape
+        if height != width:
+            raise UserError(f"{data.name}: images of {height}x{width} pixels; set data.image_size for square ones")
+        mean, std = data.statistics()
+        return cls(channels, height, mean, std, data.train.n_classes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return asdict(self)
+
+
+SYSTEMS: dict[str, Callable[..., FewShotModel]] = {}
+"""System name to a function of (encoder, model configuration, image spec, trusted)."""
+
+
+def system(name: str):
+    """Decorator that files a builder under ``name``."""
+
+    def add(builder: Callable[..., FewShotModel]) -> Callable[..., FewShotModel]:
+        SYSTEMS[name] = builder
+        return builder
+
+    return add
+
+
+@system("vsm")
+def vsm(encoder: Encoder, config: ModelConfig, images: ImageSpec, trusted: bool) -> VSM:
+    """Variational Semantic Memory as configured."""
+    settings = dict(vars(config))
+    del settings["backbone"]
+    settings["capacity"] = config.capacity or images.classes
+    return VSM(encoder, **settings, trusted=trusted)
+
+
+@system("vpn")
+def vpn(encoder: Encoder, config: ModelConfig, images: ImageSpec, trusted: bool) -> VSM:
+    """Variational prototype network: the same guide network fed no memory, p(z) = N(0, 1), no closed form."""
+    changed = {
+        **vars(config),
+        "memory_use": "off",
+        "prior_z": "standard_normal",
+        "posterior_z": "amortised",
+        "likelihood": "euclidean",
+    }
+    return vsm(encoder, ModelConfig(**changed), images, trusted)
+
+
+@system("pn")
+def pn(encoder: Encoder, config: ModelConfig, images: ImageSpec, trusted: bool) -> PrototypicalNetwork:
+    """Prototypical network."""
+    return PrototypicalNetwork(encoder)
+
+
+def build_model(
+    name: str,
+    config: ModelConfig,
+    images: ImageSpec,
+    *,
+    amp: bool = False,
+    compiled: bool = False,
+    trusted: bool = True,
+) -> FewShotModel:
+    """The system called ``name``.
+
+    Args:
+        name: a key of :data:`SYSTEMS`.
+        config: the parts.
+        images: what the encoder and the memory must fit.
+        amp, compiled: see :class:`~pyro_vsm.encoder.Encoder`.
+        trusted: whether the configuration may import modules by dotted path.
+
+    Raises:
+        UserError: unknown system or part.
+    """
+    if name not in SYSTEMS:
+        raise UserError(f"there is no system {name!r}; known are {', '.join(sorted(SYSTEMS))}")
+    backbone = BACKBONES.build(config.backbone, images.channels, images.size, trusted=trusted)
+    encoder = Encoder(backbone, images.mean, images.std, amp=amp, compiled=compiled)
+    return SYSTEMS[name](encoder, config, images, trusted)

@@ -1,0 +1,274 @@
+"""Episodic training: sample, augment, step, validate, checkpoint. Knows no system's inside."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pyro
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pyro_vsm.config import Config
+from pyro_vsm.data import Splits
+from pyro_vsm.data.augment import augment
+from pyro_vsm.data.episodes import EpisodeSampler, fixed_episodes, gather
+from pyro_vsm.errors import UserError
+from pyro_vsm.evaluation import evaluate_model
+from pyro_vsm.fewshot import FewShotModel
+from pyro_vsm.results import EpisodeResults
+from pyro_vsm.run import Run
+from pyro_vsm.signals import Interrupt
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one.
+
+    Raises:
+        UserError: a device that is not there, or no device at all.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"training.device={name!r} is no device; give auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"training.device={name!r}, but {torch.cuda.device_count()} CUDA devices are here; give cpu")
+    return device
+
+
+class Average:
+    """Exponential moving average of parameters: ``e <- e + (1 - d) (p - e)``, ``d = min(decay, (1+t)/(10+t))``.
+
+    Args:
+        parameters: what to average.
+        decay: in [0, 1); 0 follows the parameters.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float):
+        self.parameters = parameters
+        self.decay = decay
+        self.values = [p.detach().clone() for p in parameters]
+        self.rate = torch.ones((), device=parameters[0].device)
+
+    def set_step(self, step: int) -> None:
+        """Choose d for this step; apart from :meth:`update`, which may be captured in a graph."""
+        self.rate.fill_(1 - min(self.decay, (1 + step) / (10 + step)))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the current parameters."""
+        gap = torch._foreach_sub(self.parameters, self.values)
+        torch._foreach_mul_(gap, self.rate)
+        torch._foreach_add_(self.values, gap)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The averages stand in for the parameters inside."""
+        saved = [p.detach().clone() for p in self.parameters]
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, self.values)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self.parameters, saved)
+
+
+@dataclass
+class Outcome:
+    """What a training gave.
+
+    Attributes:
+        step: last step done.
+        finished: False if it was interrupted.
+        best_accuracy, best_step: of validation.
+        seconds: of training in all, interruptions left out.
+    """
+
+    step: int
+    finished: bool
+    best_accuracy: float
+    best_step: int
+    seconds: float
+
+
+class Trainer:
+    """Trains one system on one data set.
+
+    Args:
+        model: the system, on any device; it is moved.
+        data: the images.
+        config: the run.
+        run: where logs and checkpoints go.
+        name: shown by the progress bar.
+
+    Raises:
+        UserError: the episodes do not fit the data.
+    """
+
+    def __init__(self, model: FewShotModel, data: Splits, config: Config, run: Run, name: str = "training"):
+        t = config.training
+        self.config, self.run, self.name = config, run, name
+        self.device = pick_device(t.device)
+        self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.train_data = data.train.to(self.device)
+        self.validation_data = data.validation.to(self.device)
+        e = config.episodes
+        self.sampler = EpisodeSampler(self.train_data, way=e.way, shot=e.shot, queries=e.queries)
+        self.validation_episodes = fixed_episodes(
+            data.validation,
+            way=e.way,
+            shot=e.shot,
+            queries=config.evaluation.queries,
+            episodes=t.validation_episodes,
+            seed=1,  # fmt: skip
+        )
+        backbone = list(model.encoder.parameters())
+        inside = {id(p) for p in backbone}
+        heads = [p for p in model.parameters() if id(p) not in inside and p.requires_grad]
+        cuda = self.device.type == "cuda"
+        groups = [{"params": g, "lr": torch.tensor(lr, device=self.device) if cuda else lr} for g, lr in ((backbone, t.lr), (heads, t.head_lr)) if g]  # fmt: skip
+        self.rates = [lr for g, lr in ((backbone, t.lr), (heads, t.head_lr)) if g]
+        self.parameters = backbone + heads
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=t.weight_decay, capturable=cuda, foreach=True)
+        self.average = Average(self.parameters, t.ema)
+        self.progress = torch.zeros((), device=self.device)
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+        self.step = 0
+        self.best_accuracy, self.best_step = -math.inf, 0
+        self.seconds = 0.0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    # --- one step ---------------------------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        """Learning rates, averaging rate and progress for the step to come."""
+        t = self.config.training
+        done = self.step / t.steps
+        factor = 0.5 * (1 + math.cos(math.pi * done)) if t.schedule == "cosine" else 1.0
+        for group, rate in zip(self.optimizer.param_groups, self.rates):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate * factor)
+            else:
+                group["lr"] = rate * factor
+        self.progress.fill_(done)
+        self.average.set_step(self.step)
+
+    def _step(self) -> None:
+        """One optimiser step, without waiting for the device (and so fit for capture)."""
+        e = self.config.episodes
+        index = self.sampler.sample(e.tasks)
+        images = torch.cat(gather(self.train_data, index), 2)
+        images = augment(images.flatten(0, 2), self.config.augment).unflatten(0, images.shape[:3])
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, terms = self.model(images, e.shot, index.classes, self.progress)
+        loss.backward()
+        if self.config.training.clip:
+            terms["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.config.training.clip)
+        self.optimizer.step()
+        self.average.update()
+        self.model.after_step()
+        with torch.no_grad():
+            for key, value in {"loss": loss, **terms}.items():
+                if key not in self.sums:
+                    self.sums[key] = torch.zeros((), device=self.device)
+                self.sums[key] += value.detach()
+
+    def _advance(self) -> None:
+        """The next step, eagerly or by replaying the captured graph."""
+        self._schedule()
+        if not (self.config.training.cuda_graph and self.device.type == "cuda"):
+            self._step()
+        elif self._graph is not None:
+            self._graph.replay()
+        elif self.count < 5:  # real steps that let libraries choose their kernels before the capture
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self._step()
+            torch.cuda.current_stream().wait_stream(stream)
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._step()
+            self._graph.replay()
+        self.step += 1
+        self.count += 1
+
+    # --- the whole training -----------------------------------------------------------------------------------
+
+    def fit(self, interrupt: Interrupt | None = None) -> Outcome:
+        """Train until the last step, or until interrupted.
+
+        Raises:
+            UserError: the loss is no longer finite; the last good checkpoint stays.
+        """
+        t = self.config.training
+        started = time.perf_counter()
+        self.model.train()
+        since = self.step
+        bar = tqdm(total=t.steps, initial=self.step, desc=self.name, unit="step", dynamic_ncols=True, mininterval=0.5)
+        with bar, pyro.validation_enabled(False):
+            while self.step < t.steps and not (interrupt and interrupt.requested):
+                self._advance()
+                bar.update()
+                last = self.step == t.steps
+                if self.step % t.log_every == 0 or last:
+                    bar.set_postfix(self._log(self.step - since))
+                    since = self.step
+                if last or (t.validate_every and self.step % t.validate_every == 0):
+                    self._validate(bar)
+                if last or (t.checkpoint_every and self.step % t.checkpoint_every == 0):
+                    self._save(started)
+                    started = time.perf_counter()
+        if self.step < t.steps:
+            self._save(started)
+        return Outcome(self.step, self.step == t.steps, self.best_accuracy, self.best_step, self.seconds)
+
+    def _log(self, steps: int) -> dict[str, str]:
+        """Write the means since the last line; the one place where training waits for the device."""
+        keys = list(self.sums)
+        means = (torch.stack([self.sums[k] for k in keys]) / max(steps, 1)).tolist()
+        for value in self.sums.values():
+            value.zero_()
+        record = dict(zip(keys, means))
+        if not all(math.isfinite(v) for v in means):
+            odd = [k for k, v in record.items() if not math.isfinite(v)]
+            raise UserError(
+                f"{self.name}: {', '.join(odd)} stopped being finite between steps {self.step - steps} and {self.step}; "
+                f"lower training.lr or the KL weights, and resume from {self.run.folder} (the last good checkpoint is kept)"
+            )
+        self.run.log(self.step, "train", record)
+        return {"loss": f"{record['loss']:.3f}"}
+
+    def _validate(self, bar: tqdm) -> None:
+        results = self.evaluate(self.validation_data, self.validation_episodes)
+        accuracy = results.interval("accuracy").mean
+        self.run.log(
+            self.step, "validation", {"accuracy": accuracy, "nll": results.interval("nll").mean, "ece": results.ece}
+        )
+        if accuracy > self.best_accuracy:
+            self.best_accuracy, self.best_step = accuracy, self.step
+            with self.average.applied():
+                self.run.save_model(self.model, {"step": self.step, "validation_accuracy": accuracy})
+        bar.set_description(f"{self.name} (validation {100 * self.best_accuracy:.1f} %)")
+
+    def evaluate(self, data, episodes, samples: int = 10) -> EpisodeResults:
+        """Results of the averaged weights."""
+        with self.average.applied():
+            return evaluate_model(self.model, data, episodes, samples=samples, device=self.device)
+
+    def _save(self, started: float) -> None:
+        self.seconds += time.perf_counter() - started
+        self.run.save_state(self)
+
+
+TrainerHook = Callable[[Trainer], None]
