@@ -1,6 +1,7 @@
 """Data sets, episodes and augmentation; this layer knows no model."""
 
-from pyro_vsm.data import glyphs as _glyphs  # noqa: F401  registers itself
+# each source puts itself into SOURCES
+from pyro_vsm.data import folder, glyphs, mini_imagenet  # noqa: F401
 from pyro_vsm.data.images import ClassImages, Identity, Splits
 from pyro_vsm.data.sources import SOURCES, DataConfig, load
 

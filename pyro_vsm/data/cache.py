@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from safetensors.torch import save_file
 
 from pyro_vsm.data.images import ClassImages, Splits
 from pyro_vsm.errors import UserError
+
+log = logging.getLogger("pyro_vsm.data")
 
 _PARTS = ("train", "validation", "test")
 
@@ -40,32 +43,32 @@ def cache_folder() -> Path:
 
 
 def cached_splits(
-    prefix: str, key: dict[str, Any], build: Callable[[], Splits], *, use: bool = True
+    prefix: str, key: dict[str, Any], build: Callable[[], tuple[Splits, list[str]]], *, use: bool = True
 ) -> Splits:
-    """Reads splits from the cache, or builds and stores them.
+    """Reads splits from the cache, or builds and stores them; logs what there is to note about them.
 
     Args:
         prefix: start of the file's name, for people who look into the folder.
         key: everything the result depends on, as JSON values; any change asks for another file.
-        build: makes the splits.
+        build: makes the splits, and lines worth a warning (a file skipped, say), logged at every start.
         use: False builds without reading or writing a cache.
 
     Returns:
         The splits; from the cache they are memory-mapped.
     """
-    if not use:
-        return build()
     text = json.dumps(key, sort_keys=True)
     path = cache_folder() / f"{prefix}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.safetensors"
-    splits = _read(path, text)
-    if splits is None:
-        splits = build()
-        _write(path, text, splits)
+    found = _read(path, text) if use else None
+    splits, notes = found or build()
+    if use and found is None:
+        _write(path, text, splits, notes)
+    for note in notes:
+        log.warning("%s: %s", splits.name, note)
     return splits
 
 
-def _read(path: Path, key: str) -> Splits | None:
-    """The splits stored at `path`, or None if they are missing, broken or not those of `key`."""
+def _read(path: Path, key: str) -> tuple[Splits, list[str]] | None:
+    """The splits and notes stored at `path`, or None if they are missing, broken or not those of `key`."""
     try:
         with safe_open(path, framework="pt") as stored:
             meta = stored.metadata() or {}
@@ -77,15 +80,16 @@ def _read(path: Path, key: str) -> Splits | None:
                 parts[part] = ClassImages(images, counts, tuple(json.loads(meta[f"{part}.names"])))
                 if parts[part].identity().sha256 != meta[f"{part}.sha256"]:
                     return None
-            return Splits(meta["name"], parts["train"], parts["validation"], parts["test"])
+            splits = Splits(meta["name"], parts["train"], parts["validation"], parts["test"])
+            return splits, [str(note) for note in json.loads(meta["notes"])]
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, UserError):
         return None
 
 
-def _write(path: Path, key: str, splits: Splits) -> None:
-    """Stores splits at `path`, whole or not at all; does nothing where that is not possible."""
+def _write(path: Path, key: str, splits: Splits, notes: list[str]) -> None:
+    """Stores splits and notes at `path`, whole or not at all; does nothing where that is not possible."""
     tensors: dict[str, torch.Tensor] = {}
-    meta = {"key": key, "name": splits.name}
+    meta = {"key": key, "name": splits.name, "notes": json.dumps(notes)}
     for part, data in splits.parts.items():
         tensors[f"{part}.images"] = data.images.contiguous()
         tensors[f"{part}.counts"] = data.counts.contiguous()

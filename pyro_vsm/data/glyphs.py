@@ -60,7 +60,7 @@ def load_glyphs(config: DataConfig) -> Splits:
         "pillow": pillow_version,
         "fonts": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in _font_paths()},
     }
-    return cached_splits("glyphs", key, lambda: render(size=size, seed=config.seed), use=config.cache)
+    return cached_splits("glyphs", key, lambda: (render(size=size, seed=config.seed), []), use=config.cache)
 
 
 def render(*, size: int = _SIZE, seed: int = 0, images: int = _IMAGES, limit: int | None = None) -> Splits:
