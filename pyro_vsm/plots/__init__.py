@@ -1,0 +1,28 @@
+"""Figures: learning curves, calibration, comparisons, and what the model believes of an episode.
+
+Every function takes data and returns a `matplotlib.figure.Figure` that belongs to no window and needs no
+closing; `save` writes it. One style for all, applied within each call only: Okabe and Ito's colours ("Color
+Universal Design", 2008) together with markers and line styles, so that figures can be read in grey too.
+"""
+
+from pyro_vsm.plots.episode import addressing_heatmap, prototype_map
+from pyro_vsm.plots.results import (
+    accuracy_by_shot,
+    accuracy_by_system,
+    confusion_matrix,
+    reliability_diagram,
+)
+from pyro_vsm.plots.style import save
+from pyro_vsm.plots.training import learning_curves, objective_terms
+
+__all__ = [
+    "accuracy_by_shot",
+    "accuracy_by_system",
+    "addressing_heatmap",
+    "confusion_matrix",
+    "learning_curves",
+    "objective_terms",
+    "prototype_map",
+    "reliability_diagram",
+    "save",
+]

@@ -1,0 +1,240 @@
+"""Every figure: labelled axes, the data it should show, nothing global touched, a picture that is not blank."""
+
+import math
+import re
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
+from PIL import Image
+
+from pyro_vsm import plots
+from pyro_vsm.errors import UserError
+from pyro_vsm.metrics import Interval
+from pyro_vsm.results import EpisodeResults
+
+RECORDS = [
+    {"step": s, "train/loss": 2 - s / 100, "train/accuracy": s / 200, "train/log_likelihood": -2 + s / 100,
+     "train/kl_z": 100 / (1 + s), "train/kl_m": 1.0, "train/lr": 1e-3}
+    for s in range(0, 100, 10)
+] + [{"step": s, "validation/accuracy": s / 400, "validation/accuracy_95": 0.01} for s in (30, 60, 90)]  # fmt: skip
+
+
+def results(seed: int = 0) -> EpisodeResults:
+    probs = (2 * torch.randn(40 * 15, 5)).softmax(-1)
+    correct = torch.rand(600) < 0.6
+    one = torch.rand(40, dtype=torch.float64)
+    return EpisodeResults(
+        correct.view(40, 15).double().mean(1), one, one, probs.amax(-1), correct, 5, 1, 3, 10, 0, 32, 1.0, "d", "h"
+    )
+
+
+def episode(n: int = 4, d: int = 8) -> dict[str, torch.Tensor]:
+    centres = 3 * torch.randn(n, d)
+    labels = torch.arange(n).repeat_interleave(6)
+    return {
+        "support": centres[:, None] + torch.randn(n, 3, d),
+        "query": centres[labels] + torch.randn(6 * n, d),
+        "labels": labels,
+        "samples": centres + 0.5 * torch.randn(100, n, d),
+    }
+
+
+SYSTEMS = {"low": Interval(0.5, 0.01, 9), "high": Interval(0.6, 0.02, 9), "single": Interval(0.55, math.nan, 1)}
+SHOTS = {"PN": {1: Interval(0.5, 0.01, 9), 5: Interval(0.7, 0.01, 9)}, "VSM": {1: Interval(0.6, math.nan, 1)}}
+
+FIGURES = {
+    "learning_curves": (lambda: plots.learning_curves(RECORDS), [
+        ("training step", "loss (nats a query)"), ("training step", "accuracy (%)")]),
+    "objective_terms": (lambda: plots.objective_terms(RECORDS), [
+        ("", "log-likelihood\n(nats a query)"), ("training step", "KL divergence\n(nats a class)")]),
+    "reliability_diagram": (lambda: plots.reliability_diagram({"PN": results(), "VSM": results()}), [
+        ("", "accuracy of the bin (%)"), ("confidence (%)", "queries (%)")]),
+    "accuracy_by_system": (lambda: plots.accuracy_by_system(SYSTEMS), [
+        ("accuracy (%), mean and N % interval", "system")]),
+    "accuracy_by_shot": (lambda: plots.accuracy_by_shot(SHOTS), [
+        ("shot (support images a class)", "accuracy (%)")]),
+    "confusion_matrix": (lambda: plots.confusion_matrix(torch.randint(9, (4, 4)), ["a", "b", "c", "d"]), [
+        ("predicted class", "true class"), ("", "queries of the true class (%)")]),
+    "addressing_heatmap": (lambda: plots.addressing_heatmap(torch.randn(5, 60).softmax(-1)), [
+        ("memory entry (40 of 60, largest weights)", "class of the episode"), ("", "weight")]),
+    "prototype_map": (lambda: plots.prototype_map(**episode()), [
+        ("first principal component (N % of variance)", "second principal component (N %)")]),
+}  # fmt: skip
+
+
+def test_every_public_figure_is_tested():
+    assert set(FIGURES) | {"save"} == set(plots.__all__)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_are_labelled_drawn_and_touch_nothing_global(name, tmp_path):
+    draw, labels = FIGURES[name]
+    settings = dict(matplotlib.rcParams)
+    fig = draw()
+    assert isinstance(fig, Figure)
+    path = plots.save(fig, tmp_path / f"{name}.png", dpi=60)
+    assert dict(matplotlib.rcParams) == settings
+    assert plt.get_fignums() == []
+    found = [(ax.get_xlabel(), ax.get_ylabel()) for ax in fig.axes]
+    assert [tuple(re.sub(r"\d+ %", "N %", label) for label in pair) for pair in found] == labels
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("L"))
+    assert min(pixels.shape) > 60
+    assert 0.005 < (pixels < 200).mean() < 0.95
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    assert border.min() > 250  # nothing is cut off at the edge
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_curves_differ_in_colour_marker_and_line():
+    fig = plots.accuracy_by_shot({f"system {i}": SHOTS["PN"] for i in range(7)})
+    lines = [bar.lines[0] for bar in fig.axes[0].containers]
+    for looks in (
+        {line.get_color() for line in lines},
+        {line.get_marker() for line in lines},
+        {str(line._dash_pattern) for line in lines},
+    ):
+        assert len(looks) == 7
+
+
+def test_learning_curves_show_the_log_in_percent():
+    loss, accuracy = plots.learning_curves(RECORDS).axes
+    assert [line.get_label() for line in loss.lines] == ["train"]
+    train, validation = accuracy.lines
+    np.testing.assert_allclose(train.get_xdata(), range(0, 100, 10))
+    np.testing.assert_allclose(train.get_ydata(), np.arange(0, 50, 5))
+    np.testing.assert_allclose(validation.get_ydata(), [7.5, 15, 22.5])
+    (band,) = accuracy.collections
+    np.testing.assert_allclose(sorted(set(band.get_paths()[0].vertices[:, 1].round(6)))[0], 6.5)
+    one = plots.learning_curves(RECORDS, {"lr": "learning rate"}, ["train"]).axes
+    assert [ax.get_ylabel() for ax in one] == ["learning rate"]
+
+
+def test_objective_terms_show_every_divergence_and_a_wide_range_on_a_log_scale():
+    top, bottom = plots.objective_terms(RECORDS).axes
+    np.testing.assert_allclose(top.lines[0].get_ydata(), -2 + np.arange(10) / 10)
+    assert [line.get_label() for line in bottom.lines] == ["KL of z", "KL of m"]
+    np.testing.assert_allclose(bottom.lines[0].get_ydata(), 100 / (1 + np.arange(0, 100, 10)))
+    assert bottom.get_yscale() == "linear"
+    wide = [{**r, "train/kl_z": 10.0 ** (-r["step"] / 20)} for r in RECORDS[:10]]
+    assert plots.objective_terms(wide).axes[1].get_yscale() == "log"
+
+
+def test_reliability_diagram_shows_the_curve_the_counts_and_the_error():
+    result = results()
+    fig = plots.reliability_diagram({"VSM": result}, bins=5)
+    top, bottom = fig.axes
+    inside = (result.confidence >= 0.6) & (result.confidence < 0.8)
+    x, y = (100 * float(v[inside].double().mean()) for v in (result.confidence, result.correct))
+    assert np.isclose(top.lines[1].get_xdata(), x).any()
+    assert np.isclose(top.lines[1].get_ydata(), y).any()
+    share = bottom.patches[0].get_data().values
+    assert share.sum() == pytest.approx(100)
+    assert share[3] == pytest.approx(100 * float(inside.double().mean()))
+    texts = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert texts == ["perfect calibration", f"VSM (ECE {100 * result.ece:.1f} %)"]
+
+
+def test_systems_are_sorted_with_their_intervals():
+    ax = plots.accuracy_by_system(SYSTEMS).axes[0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["low", "single", "high"]
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), [50, 55, 60])
+    assert [text.get_text() for text in ax.texts] == ["50.00 ± 1.00", "55.00", "60.00 ± 2.00"]
+    (bars,) = ax.containers[0].lines[2]
+    np.testing.assert_allclose(bars.get_segments()[2][:, 0], [58, 62])
+
+
+def test_confusions_are_shares_of_the_true_class():
+    ax = plots.confusion_matrix(torch.tensor([[3, 1], [0, 0]])).axes[0]
+    np.testing.assert_allclose(ax.images[0].get_array(), [[75, 25], [0, 0]])
+    assert [text.get_text() for text in ax.texts] == ["75", "25", "0", "0"]
+    assert not plots.confusion_matrix(torch.eye(30)).axes[0].texts
+
+
+def test_the_heat_map_keeps_the_entries_with_the_largest_weights():
+    weights = torch.rand(3, 50) * 0.01
+    weights[1, 45:] = 0.5
+    ax = plots.addressing_heatmap(weights, ["a", "b", "c"], [f"e{i}" for i in range(50)]).axes[0]
+    names = [label.get_text() for label in ax.get_xticklabels()]
+    assert len(names) == 40
+    assert names[-5:] == ["e45", "e46", "e47", "e48", "e49"]
+    chosen = [int(name[1:]) for name in names]
+    np.testing.assert_allclose(ax.images[0].get_array(), weights[:, chosen])
+
+
+def test_the_prototype_map_is_an_isometry_of_the_plane_and_its_ellipses_hold_95_percent():
+    data = episode(n=2, d=2)
+    spread = torch.tensor([[2.0, 0.0], [1.5, 0.3]])
+    data["samples"] = torch.tensor([[1.0, 2.0], [-8.0, 3.0]]) + torch.randn(20_000, 2, 2) @ spread
+    ax = plots.prototype_map(**data).axes[0]
+    queries = np.asarray(ax.collections[1].get_offsets())
+    expected = torch.pdist(data["query"][data["labels"] == 0]).numpy()
+    np.testing.assert_allclose(torch.pdist(torch.tensor(queries)).numpy(), expected, rtol=1e-5)
+    ellipses = [patch for patch in ax.patches if isinstance(patch, Ellipse)]
+    assert len(ellipses) == 2
+    # 20 000 samples, projected with the same isometry, which the 200 drawn of them reveal
+    drawn = np.asarray(ax.collections[0].get_offsets())
+    assert len(drawn) == 200
+    source = np.c_[data["samples"][:200, 0].numpy(), np.ones(200)]
+    motion, *_ = np.linalg.lstsq(source, drawn, rcond=None)
+    points = np.c_[data["samples"][:, 0].numpy(), np.ones(20_000)] @ motion
+    inside = ellipses[0].get_patch_transform().inverted().transform(points)
+    share = (np.linalg.norm(inside, axis=1) <= 1).mean()
+    assert share == pytest.approx(0.95, abs=0.005)
+
+
+def test_awkward_names_are_drawn_as_they_are(tmp_path):
+    names = ["a $b$ \\frac{", "_hidden", "two\nlines", "x" * 300]
+    fig = plots.prototype_map(**episode(), names=names)
+    plots.save(fig, tmp_path / "a.png", dpi=50)
+    texts = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert texts[:4] == ["a \\$b\\$ \\frac{", " _hidden", "two lines", "x" * 39 + "…"]
+    plots.save(plots.accuracy_by_shot({"_$": SHOTS["PN"]}), tmp_path / "b.png", dpi=50)
+
+
+@pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
+def test_saving_replaces_whole_files(tmp_path, kind):
+    path = tmp_path / f"figure.{kind}"
+    path.write_text("old")
+    plots.save(plots.accuracy_by_system(SYSTEMS), path)
+    start = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[kind]
+    assert path.read_bytes().startswith(start)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_single_sample_a_single_shot_and_two_queries_can_be_drawn(tmp_path):
+    x = torch.randn(2, 1, 4)
+    fig = plots.prototype_map(x, torch.randn(2, 4), torch.tensor([0, 0]), torch.randn(1, 2, 4))
+    plots.save(fig, tmp_path / "a.png", dpi=50)
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: plots.learning_curves([]), "none of 0 metrics records holds train/loss"),
+        (lambda: plots.learning_curves([{"step": 1, "other": 2}]), "none of 1 metrics records"),
+        (lambda: plots.learning_curves([{"train/loss": 2.0}]), "record 0 has no number as its step"),
+        (lambda: plots.learning_curves([{"step": 1, "train/loss": "x"}]), "as its train/loss"),
+        (lambda: plots.objective_terms([{"step": 1, "train/log_likelihood": 1.0}]), "train/kl_z"),
+        (lambda: plots.reliability_diagram({}), "at least one system"),
+        (lambda: plots.accuracy_by_system({}), "at least one system"),
+        (lambda: plots.accuracy_by_shot({"PN": {}}), "at least one accuracy"),
+        (lambda: plots.confusion_matrix(torch.ones(2, 3)), "square"),
+        (lambda: plots.confusion_matrix(torch.eye(3), ["a"]), "3 class labels, but 1 names"),
+        (lambda: plots.confusion_matrix(-torch.eye(3)), "not negative"),
+        (lambda: plots.addressing_heatmap(torch.tensor([[math.nan]])), "with NaN or infinity"),
+        (lambda: plots.addressing_heatmap(torch.ones(3)), "weights"),
+        (lambda: plots.addressing_heatmap(torch.ones(0, 3)), "weights"),
+        (lambda: plots.prototype_map(**{**episode(), "query": torch.ones(24, 3)}), "belong to one episode"),
+        (lambda: plots.prototype_map(**{**episode(), "labels": torch.full((24,), 4)}), "from 4 to 4, but"),
+        (lambda: plots.save(Figure(), "figure.exe"), r"let its name end in \.png"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(draw, message):
+    with pytest.raises(UserError, match=message):
+        draw()
