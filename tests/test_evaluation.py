@@ -331,9 +331,7 @@ def test_a_model_may_fit_a_classifier_inside(features, episodes):
         def predict(self, support: Tensor, query: Tensor, samples: int) -> Tensor:
             with torch.enable_grad():
                 prototypes = support.mean(2).requires_grad_()
-                (gradient,) = torch.autograd.grad(
-                    self.logits(prototypes, query).logsumexp(-1).sum(), prototypes
-                )
+                (gradient,) = torch.autograd.grad(self.logits(prototypes, query).logsumexp(-1).sum(), prototypes)
             return self.logits(prototypes - 0 * gradient, query).softmax(-1)
 
     assert same(evaluate(Fitted(), features, episodes), evaluate(NearestMean(), features, episodes))
@@ -362,30 +360,24 @@ def test_on_a_cuda_device_too(data, episodes):
 
 @pytest.mark.cuda
 def test_blocks_do_not_synchronise_the_device(data, episodes):
-    model = NearestMean().cuda()
-    features = encode_all(model, data.images.cuda())
-    one, many = [], []
-
-    def count(calls: list, index: EpisodeIndex) -> None:
-        def score(probs: Tensor) -> tuple[Tensor, ...]:
-            calls.append(torch.cuda.get_sync_debug_mode())
-            return (probs.argmax(-1),)
-
-        answer(model, features, index, score, samples=1, seed=0, max_elements=2**27)
-
     class Strict(NearestMean):
         def predict(self, support: Tensor, query: Tensor, samples: int) -> Tensor:
-            torch.cuda.set_sync_debug_mode("error")  # from the first block on, until the results are fetched
+            torch.cuda.set_sync_debug_mode("error")  # from the first block on
             return super().predict(support, query, samples)
 
-    count(one, episodes[:BLOCK])
-    model = Strict().cuda()
+    model, blocks = Strict().cuda(), []
+    features = encode_all(model, data.images.cuda())
+
+    def score(probs: Tensor) -> tuple[Tensor, ...]:
+        blocks.append(len(probs))
+        return (probs.argmax(-1),)
+
     try:
-        with pytest.raises(RuntimeError, match="synchronizing"):
-            count(many, episodes)
+        with pytest.raises(RuntimeError, match="synchronizing"):  # fetching the results, after all blocks
+            answer(model, features, episodes, score, samples=1, seed=0, max_elements=2**27)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len(many) == math.ceil(len(episodes) / BLOCK)  # all blocks ran before the one fetch
+    assert sum(blocks) == len(episodes)
 
 
 # --- refusals
