@@ -16,14 +16,20 @@ from torch.nn import functional as F
 LOG_2PI = math.log(2 * math.pi)
 
 
+def full_precision(like: Tensor) -> torch.autocast:
+    """A context without autocast: densities and moments need more digits than bfloat16 has."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
 class GaussianMixture(TorchDistribution):
     r"""Mixture of diagonal Gaussians, ``sum_a w_a N(mu_a, sigma_a^2)``, with an exact density.
 
     A sample takes an address ``a ~ w`` and then ``mu_a + sigma_a * eps``. Its gradient is unbiased: the
     components are reparametrised (pathwise gradient), the weights use the score function of the *marginal*
     density, ``grad_w log q(m)``, which is the score of the address averaged over the addresses that could
-    have produced m (Rao-Blackwell). Pyro's ELBOs ask a distribution for such a split through
-    ``score_parts``; :class:`pyro_vsm.objectives.EpisodeELBO` adds the leave-one-out baseline.
+    have produced m (Rao-Blackwell). ``Trace_ELBO`` and ``RenyiELBO`` of Pyro ask a distribution for such a
+    split through ``score_parts``; :class:`pyro_vsm.objectives.EpisodeELBO` adds the leave-one-out baseline.
+    ``TraceMeanField_ELBO`` and ``TraceGraph_ELBO`` do not ask, so their gradient of the weights is wrong.
 
     Args:
         logits: ``batch + [C]``, unnormalised log weights; ``-inf`` leaves a component out.
@@ -39,9 +45,7 @@ class GaussianMixture(TorchDistribution):
         self.logits = F.log_softmax(logits, -1)
         self.loc, self.scale = loc, scale
         self.shared = loc.dim() == 2
-        batch = (
-            logits.shape[:-1] if self.shared else torch.broadcast_shapes(logits.shape[:-1], loc.shape[:-2])
-        )
+        batch = logits.shape[:-1] if self.shared else torch.broadcast_shapes(logits.shape[:-1], loc.shape[:-2])
         self.logits = self.logits.expand(*batch, logits.shape[-1])
         super().__init__(Size(batch), loc.shape[-1:], validate_args=validate_args)
 
@@ -55,17 +59,21 @@ class GaussianMixture(TorchDistribution):
     def _options(self) -> dict:
         return {}
 
+    def _average(self, table: Tensor) -> Tensor:
+        """``sum_a w_a table_a``, ``batch + [D]``, for a table of the shape of ``loc``."""
+        w = self.logits.exp()
+        with full_precision(w):
+            return w @ table if self.shared else (w.unsqueeze(-1) * table).sum(-2)
+
     @property
     def mean(self) -> Tensor:
         """``batch + [D]``."""
-        w = self.logits.exp()
-        return w @ self.loc if self.shared else (w.unsqueeze(-1) * self.loc).sum(-2)
+        return self._average(self.loc)
 
     @property
     def variance(self) -> Tensor:
         """``batch + [D]``: the mean of the variances plus the variance of the means."""
-        w, second = self.logits.exp(), self.scale.square() + self.loc.square()
-        mean_square = w @ second if self.shared else (w.unsqueeze(-1) * second).sum(-2)
+        mean_square = self._average(self.scale.square() + self.loc.square())
         return (mean_square - self.mean.square()).clamp_min(0.0)
 
     def address(self, sample_shape=()) -> Tensor:
@@ -94,9 +102,9 @@ class GaussianMixture(TorchDistribution):
             # |v - mu|^2 expanded around the mean component: small numbers, so float32 keeps its digits
             centre = self.loc.mean(0)
             v, mu = value - centre, self.loc - centre
-            square = (
-                v.square() @ precision.T - 2 * (v @ (precision * mu).T) + (precision * mu.square()).sum(-1)
-            )
+            with full_precision(v):
+                cross = v.square() @ precision.T - 2 * (v @ (precision * mu).T)
+            square = cross + (precision * mu.square()).sum(-1)
         else:
             square = ((value.unsqueeze(-2) - self.loc).square() * precision).sum(-1)
         return constant - 0.5 * square
@@ -147,9 +155,7 @@ class RelaxedGaussianMixture(GaussianMixture):
 
 def _gumbel(like: Tensor) -> Tensor:
     # the floor keeps -inf + inf = NaN out
-    return (
-        -torch.empty(like.shape, device=like.device, dtype=like.dtype).exponential_().clamp_min(1e-30).log()
-    )
+    return -torch.empty(like.shape, device=like.device, dtype=like.dtype).exponential_().clamp_min(1e-30).log()
 
 
 class LowRankGaussian(TorchDistribution):
@@ -201,45 +207,46 @@ class LowRankGaussian(TorchDistribution):
         shape = Size(sample_shape) + self.loc.shape
         low = torch.randn(*shape[:-1], self.factor.shape[-1], device=self.loc.device, dtype=self.loc.dtype)
         full = torch.randn(shape, device=self.loc.device, dtype=self.loc.dtype)
-        return self.loc + (self.factor @ low.unsqueeze(-1)).squeeze(-1) + self.diag.sqrt() * full
+        return self.loc + _times(self.factor, low) + self.diag.sqrt() * full
 
     def log_prob(self, value: Tensor) -> Tensor:
         """``batch``: the exact density at ``value`` (``batch + [D]``)."""
         tril, scaled = _capacitance(self.factor, self.diag)
         gap = value - self.loc
-        low = (scaled.mT @ gap.unsqueeze(-1)).squeeze(-1)  # F^T D^-1 gap
-        white = _solve(tril, low)
+        white = _times(torch.linalg.solve_triangular(tril, scaled.mT, upper=False), gap)
         square = (gap.square() / self.diag).sum(-1) - white.square().sum(-1)
         log_det = self.diag.log().sum(-1) + 2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return -0.5 * (square + log_det + value.shape[-1] * LOG_2PI)
+
+
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """``matrix @ vector``, ``[..., A, B]`` and ``[..., B]``; a matrix shared by the batch is not copied for it."""
+    with full_precision(vector):
+        return torch.einsum("...ab,...b->...a", matrix, vector)
 
 
 def _capacitance(factor: Tensor, diag: Tensor) -> tuple[Tensor, Tensor]:
     """Cholesky factor of ``I + F^T D^-1 F`` (``[..., R, R]``) and ``D^-1 F`` (``[..., D, R]``)."""
     scaled = factor / diag.unsqueeze(-1)
     eye = torch.eye(factor.shape[-1], device=factor.device, dtype=factor.dtype)
-    tril, _ = torch.linalg.cholesky_ex(eye + factor.mT @ scaled)
+    with full_precision(factor):
+        tril, _ = torch.linalg.cholesky_ex(eye + factor.mT @ scaled)
     return tril, scaled
-
-
-def _solve(tril: Tensor, vector: Tensor) -> Tensor:
-    """``tril^-1 vector`` for ``tril [..., R, R]`` and ``vector [batch, R]``, batch broadcast.
-
-    The inverse is made once and multiplied: a triangular solve would copy ``tril`` for every batch element.
-    """
-    eye = torch.eye(tril.shape[-1], device=tril.device, dtype=tril.dtype)
-    inverse = torch.linalg.solve_triangular(tril, eye.expand_as(tril), upper=False)
-    return (inverse @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 def conjugate_posterior(
     prior_loc: Tensor, factor: Tensor, diag: Tensor, mean: Tensor, noise: Tensor, shots: int
 ) -> LowRankGaussian:
-    r"""Exact posterior of z under ``z ~ N(mu_0, D + F F^T)`` and K observations ``h_k | z ~ N(z, W)``, W diagonal.
+    r"""Exact posterior of z under ``z ~ N(mu_0, B)``, ``B = D + F F^T``, and K observations ``h_k | z ~ N(z, W)``.
 
-    ``q(z|S) = N(V (W^-1 sum_k h_k + B^-1 mu_0), V)`` with ``V = (B^-1 + K W^-1)^-1`` (DESIGN, section 4), as a
-    low-rank Gaussian again: with ``Lambda = D^-1 + K W^-1`` and ``G = D^-1 F chol(I + F^T D^-1 F)^-T`` one has
-    ``V = (Lambda - G G^T)^-1 = Lambda^-1 + L L^T``, ``L = Lambda^-1 G chol(I - G^T Lambda^-1 G)^-T``.
+    ``q(z|S) = N(V (W^-1 sum_k h_k + B^-1 mu_0), V)``, ``V = (B^-1 + K W^-1)^-1`` (DESIGN, section 4), W diagonal.
+    To stay low-rank and free of cancellation, read the prior as ``z = mu_0 + F u + sqrt(D) e`` with u and e standard
+    normal. With ``S = D + W/K``, the variance of the observations' mean around ``mu_0 + F u``:
+
+    - ``u | S ~ N(A^-1 F^T S^-1 gap, A^-1)``, ``A = I + F^T S^-1 F``, ``gap = mean_k h_k - mu_0``,
+    - ``z | u, S ~ N(mu_0 + F u + D S^-1 (gap - F u), D - D S^-1 D)``,
+
+    and u integrated out gives a factor ``L = (1 - D S^-1) F chol(A)^-T`` again.
 
     Args:
         prior_loc: mu_0, ``[..., D]``.
@@ -249,15 +256,11 @@ def conjugate_posterior(
         noise: W, ``[..., D]``, positive.
         shots: K >= 1.
     """
-    eye = torch.eye(factor.shape[-1], device=factor.device, dtype=factor.dtype)
-    tril, scaled = _capacitance(factor, diag)
-    # G = D^-1 F tril^-T
-    g = torch.linalg.solve_triangular(tril, scaled.mT, upper=False).mT
-    precision = 1 / diag + shots / noise
-    g_scaled = g / precision.unsqueeze(-1)
-    inner, _ = torch.linalg.cholesky_ex(eye - g.mT @ g_scaled)
-    low = torch.linalg.solve_triangular(inner, g_scaled.mT, upper=False).mT
-    # V (K W^-1 (mean - mu_0)) + mu_0 is the same mean with smaller numbers
-    pull = (mean - prior_loc) * (shots / noise)
-    shift = pull / precision + (low @ (low.mT @ pull.unsqueeze(-1))).squeeze(-1)
-    return LowRankGaussian(prior_loc + shift, low, 1 / precision)
+    total = diag + noise / shots  # S
+    rest = noise / shots / total  # 1 - D S^-1
+    tril, _ = _capacitance(factor, total)
+    half = torch.linalg.solve_triangular(tril, factor.mT, upper=False)  # chol(A)^-1 F^T
+    low = rest.unsqueeze(-1) * half.mT
+    gap = mean - prior_loc
+    loc = prior_loc + diag / total * gap + _times(low, _times(half, gap / total))
+    return LowRankGaussian(loc, low, diag * rest)

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_vsm.distributions import full_precision
 from pyro_vsm.networks import Positive
 from pyro_vsm.registry import Registry
 from pyro_vsm.task import Task
@@ -29,7 +30,8 @@ LIKELIHOODS: Registry[Likelihood] = Registry("likelihood", Likelihood)
 
 def half_distance(query: Tensor, z: Tensor) -> Tensor:
     """``-|h - z|^2 + |h|^2``, ``[..., T, Q, N]``: |h|^2 is the same for every class and cancels in the softmax."""
-    return 2 * query @ z.mT - z.square().sum(-1).unsqueeze(-2)
+    with full_precision(z):
+        return 2 * query @ z.mT - z.square().sum(-1).unsqueeze(-2)
 
 
 @LIKELIHOODS.register("euclidean")
@@ -60,7 +62,8 @@ class CosineLikelihood(Likelihood):
 
     def forward(self, z: Tensor, task: Task) -> Tensor:
         """See the interface."""
-        return self.tau() * F.normalize(task.query, dim=-1) @ F.normalize(z, dim=-1).mT
+        with full_precision(z):
+            return self.tau() * (F.normalize(task.query, dim=-1) @ F.normalize(z, dim=-1).mT)
 
 
 @LIKELIHOODS.register("gaussian")

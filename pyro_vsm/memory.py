@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_vsm.distributions import full_precision
 from pyro_vsm.errors import UserError
 from pyro_vsm.memory_updates import MEMORY_UPDATES, MemoryUpdate
 from pyro_vsm.registry import Spec
@@ -73,8 +74,9 @@ class SemanticMemory(nn.Module):
 
     Consolidation: ``M_c <- alpha M_c + (1 - alpha) Mbar_c`` where the candidate ``Mbar_c`` comes from a
     :class:`~pyro_vsm.memory_updates.MemoryUpdate` (paper: graph attention over the entry and the features of
-    its class). A class not yet seen is appended as its mean feature. When the memory is full, the entry that
-    was written longest ago makes room; new classes beyond the capacity within one batch are not stored.
+    its class). A class not yet seen is appended as its mean feature. When the memory is full, the entry written
+    longest ago makes room (of several, the one in the lowest row), never one of a class in the batch; where a batch
+    has more new classes than there is room, those with the largest ids are not stored.
     All classes of a batch are written at once, so their order does not matter.
 
     Args:
@@ -84,7 +86,8 @@ class SemanticMemory(nn.Module):
         alpha: share of the old entry that is kept, in [0, 1).
         address_dim: dimension d of the learned similarity.
         top_k: address only the k most similar entries; 0 for all.
-        shuffled: a control: addressing looks at ``M_a`` but reads out ``M_{pi(a)}``, pi a shift by half.
+        shuffled: a control: addressing looks at ``M_a`` but reads out ``M_{pi(a)}``, pi a shift by half of the
+            filled entries; a task reads nothing that is its own class's.
     """
 
     entries: Tensor
@@ -106,9 +109,10 @@ class SemanticMemory(nn.Module):
         shuffled: bool = False,
     ):
         super().__init__()
-        if capacity < 1 or not 0 <= alpha < 1 or top_k < 0:
+        if capacity < 1 or not 0 <= alpha < 1 or top_k < 0 or address_dim < 1:
             raise UserError(
-                f"memory: capacity={capacity}, alpha={alpha}, top_k={top_k}; give capacity >= 1, 0 <= alpha < 1, top_k >= 0"
+                f"memory: capacity={capacity}, alpha={alpha}, top_k={top_k}, address_dim={address_dim}; "
+                "give capacity and address_dim >= 1, 0 <= alpha < 1, top_k >= 0"
             )
         self.dim, self.capacity, self.alpha, self.top_k, self.shuffled = dim, capacity, alpha, top_k, shuffled
         self.update = MEMORY_UPDATES.build(update, dim)
@@ -155,14 +159,21 @@ class SemanticMemory(nn.Module):
         elif own is not None:
             allowed = allowed & (own.unsqueeze(-1) != classes[:C]).all(1)
         values = entries
-        if (
-            self.shuffled
-        ):  # neither the entry addressed nor the entry read may be empty or of the task's own classes
-            half = max(C // 2, 1)
-            allowed = allowed & allowed.roll(half, -1)
-            values = torch.cat([entries[:C].roll(half, 0), entries[C:]])
+        if self.shuffled:
+            read = self._shuffle(classes[:C] >= 0)
+            # neither the entry addressed nor the entry read may be of the task's own classes, nor both the same
+            allowed = allowed & allowed[:, read] & (read != torch.arange(C, device=read.device))
+            values = torch.cat([entries[read], entries[C:]])
         allowed = torch.cat([allowed, ~allowed.any(-1, keepdim=True)], -1)
         return Recall(entries, values, variances, counts, allowed, self.address(support, entries, allowed))
+
+    @staticmethod
+    def _shuffle(filled: Tensor) -> Tensor:
+        """The permutation pi ``[C]``: the filled rows shifted by half their number, the others as they are."""
+        order = (~filled).to(torch.uint8).sort(stable=True).indices  # filled rows first
+        rank, number = filled.cumsum(0) - 1, filled.sum().clamp_min(1)
+        read = order[(rank + (number + 1) // 2) % number]
+        return torch.where(filled, read, torch.arange(len(filled), device=filled.device))
 
     def address(self, support: Tensor, entries: Tensor, allowed: Tensor) -> Tensor:
         """Log gamma ``[T, N, C+1]`` for support ``[T, N, D]``, entries ``[C+1, D]``, allowed ``[T, C+1]``."""
@@ -180,28 +191,26 @@ class SemanticMemory(nn.Module):
             features: of all images of the batch, ``[T, N, R, D]``.
             classes: class ids >= 0, ``[T, N]``; a class may occur in several tasks.
         """
-        T, N, R, D = features.shape
-        slots, nodes = classes.reshape(-1), features.reshape(-1, D)  # [S], [S*R, D]
-        same = slots.unsqueeze(-1) == slots  # [S, S]
-        member = same.repeat_interleave(R, 1)  # [S, S*R] node i shows the class of slot s
-        rows, known = self._rows(slots, same)
-        share = member.to(nodes.dtype)
-        number = share.sum(-1, keepdim=True)
-        mean = share @ nodes / number
-        spread = (share @ nodes.square() / number - mean.square()).clamp_min(0.0)
-        variance = spread * (number / (number - 1).clamp_min(1.0))
-        old = self.entries[rows]
-        candidate = self.update(old, nodes, member)
-        alpha, known = self.alpha, known.unsqueeze(-1)
-        entries = torch.where(known, alpha * old + (1 - alpha) * candidate, mean)
-        if self.update.frozen:
-            entries = torch.where(known, old, mean)
-        variances = torch.where(known, alpha * self.variances[rows] + (1 - alpha) * variance, variance)
-        counts = torch.where(known.squeeze(-1), self.counts[rows], 0.0) + number.squeeze(-1)
-        # a class that fills several slots is written once
-        first = same.to(torch.uint8).argmax(-1) == torch.arange(len(slots), device=slots.device)
-        rows = torch.where(first, rows, self.capacity + 1)
-        return Write(rows, entries, variances, counts, slots)
+        with full_precision(features):
+            R, D = features.shape[2:]
+            slots, nodes = classes.reshape(-1), features.to(self.entries.dtype).reshape(-1, D)  # [S], [S*R, D]
+            same = slots.unsqueeze(-1) == slots  # [S, S]
+            member = same.repeat_interleave(R, 1)  # [S, S*R] node i shows the class of slot s
+            share = member.to(nodes.dtype)
+            number = share.sum(-1)
+            mean = share @ nodes / number.unsqueeze(-1)
+            gap = nodes - mean.repeat_interleave(R, 0)  # node i stands in slot i // R
+            variance = share @ gap.square() / (number - 1).clamp_min(1.0).unsqueeze(-1)
+
+            rows, known = self._rows(slots, same)
+            count = number + torch.where(known, self.counts[rows], 0.0)
+            old, known = self.entries[rows], known.unsqueeze(-1)
+            candidate = self.update(old, nodes, member)
+            alpha = 1.0 if self.update.frozen else self.alpha
+            entries = torch.where(known, alpha * old + (1 - alpha) * candidate, mean)
+            variances = torch.where(known, alpha * self.variances[rows] + (1 - alpha) * variance, variance)
+        rows = torch.where(_first(same), rows, self.capacity + 1)  # a class in several slots is written once
+        return Write(rows, entries, variances, count, slots)
 
     def _rows(self, slots: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
         """Row of each slot ``[S]`` and whether its class is stored already ``[S]``, with static shapes."""
@@ -213,8 +222,7 @@ class SemanticMemory(nn.Module):
         age = torch.where(self.filled, age, torch.zeros_like(age))
         age = torch.where(match.any(0), torch.iinfo(torch.int64).max, age)
         order = age.sort(stable=True).indices[:S]
-        first = same.to(torch.uint8).argmax(-1) == torch.arange(S, device=slots.device)
-        new = first & ~known
+        new = _first(same) & ~known
         # rank among the new classes by class id, so that the order in the batch does not matter
         rank = ((slots.unsqueeze(-1) > slots) & new).sum(-1)
         available = C - match.any(0).sum()
@@ -230,6 +238,11 @@ class SemanticMemory(nn.Module):
         self.counts.index_copy_(0, write.rows, write.counts)
         self.classes.index_copy_(0, write.rows, write.classes)
         self.written.index_copy_(0, write.rows, self.step.expand(len(write.rows)))
-        # the scratch row holds nothing
-        for buffer, nothing in ((self.entries, 0), (self.variances, 0), (self.counts, 0), (self.classes, -1), (self.written, 0)):  # fmt: skip
-            buffer[-1] = nothing
+        for buffer in (self.entries, self.variances, self.counts, self.written):
+            buffer[-1] = 0  # the scratch row holds nothing
+        self.classes[-1] = -1
+
+
+def _first(same: Tensor) -> Tensor:
+    """Bool ``[S]``: no earlier slot has this slot's class, from ``same [S, S]``."""
+    return same.to(torch.uint8).argmax(-1) == torch.arange(len(same), device=same.device)

@@ -72,9 +72,7 @@ class AttentionUpdate(MemoryUpdate):
         activation: ``identity``, ``relu`` or ``elu``.
     """
 
-    def __init__(
-        self, dim: int, *, projection: int = 64, values: str = "features", activation: str = "identity"
-    ):
+    def __init__(self, dim: int, *, projection: int = 64, values: str = "features", activation: str = "identity"):
         super().__init__(dim)
         acts = {"identity": nn.Identity, "relu": nn.ReLU, "elu": nn.ELU}
         if values not in ("features", "projected") or activation not in acts:

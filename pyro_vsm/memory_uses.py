@@ -42,7 +42,7 @@ class Rote(MemoryUse):
 
     def forward(self, task: Task) -> Tensor:
         """See the interface."""
-        return task.recall.log_address.exp() @ task.recall.values
+        return (task.recall.log_address.exp() @ task.recall.values).to(task.support.dtype)
 
 
 @MEMORY_USES.register("transformed")
@@ -55,7 +55,7 @@ class Transformed(Rote):
 
     def forward(self, task: Task) -> Tensor:
         """See the interface."""
-        return self.net(super().forward(task))
+        return self.net(super().forward(task)).to(task.support.dtype)
 
 
 @MEMORY_USES.register("latent")
@@ -67,7 +67,10 @@ class Latent(Rote):
 
 @MEMORY_USES.register("shuffled")
 class Shuffled(Latent):
-    """The control: as ``latent``, but each address reads another entry. What still helps is not semantics."""
+    """The control: as ``latent``, but each address reads another entry. What still helps is not semantics.
+
+    Moments over all entries (``empirical_bayes``, ``gaussian``) do not depend on the order and stay what they are.
+    """
 
     shuffled = True
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_vsm.errors import UserError
+
 
 class Residual(nn.Module):
     """``start + f(conditions)`` with f zero at the start.
@@ -53,7 +55,8 @@ class ResidualGaussian(Residual):
     def forward(self, start: Tensor, *conditions: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Mean and sigma, ``[..., D]``."""
         hidden = self.hidden(*conditions)
-        return start + self.mean(hidden), self.log_sigma(hidden).clamp(-6.0, 2.0).exp()
+        log_sigma = self.log_sigma(hidden).to(start.dtype)  # an autocast region would leave it in bfloat16
+        return start + self.mean(hidden), log_sigma.clamp(-6.0, 2.0).exp()
 
 
 def _zero_linear(inputs: int, outputs: int, bias: float = 0.0) -> nn.Linear:
@@ -69,10 +72,15 @@ class Positive(nn.Module):
     Args:
         start: value at the start, > 0.
         size: number of entries.
+
+    Raises:
+        UserError: start is not positive.
     """
 
     def __init__(self, start: float, size: int = 1):
         super().__init__()
+        if not start > 0:
+            raise UserError(f"a scale, temperature or variance starts at {start}; give a number above 0")
         self.raw = nn.Parameter(torch.full((size,), start).expm1().log())
 
     def forward(self) -> Tensor:

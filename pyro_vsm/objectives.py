@@ -101,7 +101,8 @@ def build_objective(name: str, particles: int) -> EpisodeELBO:
 def unweighted_terms(model_trace, guide_trace) -> dict[str, Tensor]:
     """What the objective is made of, without KL weights: detached scalars.
 
-    ``log_likelihood``: nats a query. ``kl_<site>``: nats a class, estimated by ``log q - log p``. ``elbo``: nats a task.
+    ``log_likelihood``: nats a query. ``kl_<site>``: nats a class, estimated by ``log q - log p``. ``elbo``: nats a
+    task, the evidence lower bound whatever the objective.
     """
     terms: dict[str, Tensor] = {}
     elbo = torch.zeros(())

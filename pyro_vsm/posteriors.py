@@ -103,9 +103,7 @@ class RelaxedPosteriorM(MixturePosteriorM):
 
     def forward(self, task: Task) -> TorchDistribution:
         """See the interface."""
-        return RelaxedGaussianMixture(
-            task.recall.log_address, *self.components(task), temperature=self.temperature
-        )
+        return RelaxedGaussianMixture(task.recall.log_address, *self.components(task), self.temperature)
 
 
 # --- q(z | m, S) ----------------------------------------------------------------------------------------------
@@ -136,7 +134,7 @@ class AmortisedPosteriorZ(PosteriorZ):
 
 @POSTERIORS_Z.register("deterministic")
 class DeterministicPosteriorZ(PosteriorZ):
-    """``z = s + f(s,m)``, a point mass: the objective becomes a penalised likelihood (MAP), the "KL" ``-log p(z|m)``."""
+    """``z = s + f(s,m)``, a point mass: the objective is a penalised likelihood (MAP), the "KL" ``-log p(z|m)``."""
 
     def __init__(self, dim: int, *, hidden: int = 512):
         super().__init__(dim)
@@ -153,7 +151,7 @@ class ConjugatePosteriorZ(PosteriorZ):
     """Closed form under a Gaussian prior: ``q(z|m,S) = N(V (W^-1 sum_k h_k + B^-1 mu), V)``, plus a learned residual.
 
     The support features are taken as ``h_k | z ~ N(z, W)``; W is the memory's pooled within-class variance (its
-    diagonal), scaled and shrunk towards its mean by learned factors. The residual ``f(s, m)`` on the mean starts at zero.
+    diagonal), scaled and shrunk towards its mean by learned factors. The residual ``f(s, m)`` on the mean starts at 0.
 
     Args:
         dim: feature dimension D.

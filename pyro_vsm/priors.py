@@ -8,7 +8,7 @@ configuration (``model.prior_z: vamp``), or derive from :class:`PriorM` or :clas
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
 import torch
@@ -162,6 +162,8 @@ class EmpiricalBayesPriorZ(PriorZ):
 
     def __init__(self, dim: int, *, floor: float = 0.05, pull: float = 0.05):
         super().__init__(dim)
+        if not 0 < pull < 1:
+            raise UserError(f"prior_z: pull={pull}; give a number between 0 and 1")
         self.floor = Positive(floor)
         self.scale = Positive(1.0)
         self.pull = nn.Parameter(torch.tensor(pull).logit())
@@ -170,10 +172,9 @@ class EmpiricalBayesPriorZ(PriorZ):
         """See the interface."""
         recall = task.recall
         weight, mu_0, _ = recall.mean_variance()  # [T, C+1], [T, D]
-        gap = (recall.entries - mu_0.unsqueeze(1)) * (weight.sqrt() * self.scale().sqrt()).unsqueeze(
-            -1
-        )  # [T, C+1, D]
-        factor = gap.mT.unsqueeze(1)  # [T, 1, D, C+1], the same for every class
+        gap = recall.entries - mu_0.unsqueeze(1)  # [T, C+1, D]
+        root = (weight.sqrt() * self.scale().sqrt()).unsqueeze(-1)  # the root of a product has no gradient at 0
+        factor = (root * gap).mT.unsqueeze(1)  # [T, 1, D, C+1], the same for every class: F F^T = a B
         diag = self.floor() + recall.empty.to(m.dtype)[:, None, None]
         mu_0 = mu_0.unsqueeze(1)
         return LowRankGaussian(mu_0 + self.pull.sigmoid() * (m - mu_0), factor, diag.expand(-1, 1, self.dim))
@@ -181,7 +182,7 @@ class EmpiricalBayesPriorZ(PriorZ):
 
 @PRIORS_Z.register("conditional")
 class ConditionalPriorZ(PriorZ):
-    """The paper's ``p(z|x,m)``: query-conditioned, so z is no class prototype in the strict sense (DESIGN, section 5).
+    """The paper's ``p(z|x,m)``: query-conditioned, so z is no class prototype in the strict sense (DESIGN, 5).
 
     One ``p(z|x_i,m) = N(mu(x_i,m), sigma(x_i,m)^2)`` a query. The paper averages KL(q(z|m,S) || p(z|x_i,m)) over
     the queries; that is the KL to the normalised geometric mean of the p(z|x_i,m), which is this Gaussian, up to
@@ -221,8 +222,10 @@ class VampPriorZ(PriorZ):
 
     def __init__(self, dim: int, *, pseudo_inputs: int = 32):
         super().__init__(dim)
+        if pseudo_inputs < 1:
+            raise UserError(f"prior_z: pseudo_inputs={pseudo_inputs}; give at least 1")
         self.pseudo = nn.Parameter(torch.randn(pseudo_inputs, dim))
-        self._posterior: list[PosteriorZ] = []  # in a list: it belongs to the model, not to this prior
+        self._posterior: list[Any] = []  # in a list: it belongs to the model, not to this prior
 
     def bind(self, posterior: PosteriorZ) -> None:
         """Keep the posterior that the mixture is made of.
@@ -231,13 +234,11 @@ class VampPriorZ(PriorZ):
             UserError: the posterior is no Gaussian network (``amortised``).
         """
         if not hasattr(posterior, "gaussian"):
-            raise UserError(
-                "prior_z: vamp is made of the posterior's Gaussians; set posterior_z to amortised"
-            )
+            raise UserError("prior_z: vamp is made of the posterior's Gaussians; set posterior_z to amortised")
         self._posterior = [posterior]
 
     def forward(self, m: Tensor, task: Task) -> TorchDistribution:
         """See the interface."""
         u, m = self.pseudo, m.unsqueeze(-2)  # [J, D], [..., T, N, 1, D]
         loc, scale = self._posterior[0].gaussian(u.expand(*m.shape[:-2], *u.shape), m)
-        return GaussianMixture(torch.zeros(loc.shape[:-1], device=loc.device), loc, scale)
+        return GaussianMixture(loc.new_zeros(loc.shape[:-1]), loc, scale)

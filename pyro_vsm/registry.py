@@ -29,9 +29,9 @@ class Registry(Generic[T]):
         base: the class that every variant extends.
     """
 
-    def __init__(self, kind: str, base: type[T]):
+    def __init__(self, kind: str, base: type[Any]):
         self.kind = kind
-        self.base = base
+        self.base: type[T] = base
         self.classes: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
@@ -52,7 +52,7 @@ class Registry(Generic[T]):
                 is not trusted: loading one must execute nothing the caller has not already imported.
 
         Raises:
-            UserError: unknown name, nothing importable there, or a class of another kind.
+            UserError: unknown name, nothing importable there, or a class of another kind or abstract.
         """
         if path in self.classes:
             return self.classes[path]
@@ -68,12 +68,14 @@ class Registry(Generic[T]):
             )
         try:
             found = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise UserError(
                 f"{self.kind}: cannot import {path!r} ({error}); check the spelling and the PYTHONPATH"
             ) from error
         if not (inspect.isclass(found) and issubclass(found, self.base)):
             raise UserError(f"{self.kind}: {path!r} is no {self.base.__name__}; derive your class from it")
+        if inspect.isabstract(found):
+            raise UserError(f"{self.kind}: {path!r} is abstract; derive a class from it that has all its methods")
         return found
 
     def build(self, spec: Spec | T, *context: Any, trusted: bool = True) -> T:
@@ -94,9 +96,7 @@ class Registry(Generic[T]):
         try:
             inspect.signature(cls).bind(*context, **arguments)
         except TypeError as error:
-            allowed = [
-                p.name for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY
-            ] or ["none"]
+            allowed = list(inspect.signature(cls).parameters)[len(context) :] or ["none"]
             raise UserError(
                 f"{self.kind}: {path} does not take these init_args ({error}); it takes {', '.join(allowed)}"
             ) from error

@@ -46,23 +46,25 @@ def check_features(support: Tensor, query: Tensor, dim: int | None = None) -> No
     """Refuse features of wrong shape or with NaN, before anything is computed from them.
 
     Raises:
-        UserError: support is not ``[T, N, K, D]``, query not ``[T, Q, D]`` of the same T and D, no class, shot or query
-            is there, or a value is NaN or infinite.
+        UserError: support is not ``[T, N, K, D]``, query not ``[T, Q, D]`` of the same T and D, no class, shot or
+            query is there, or a value is NaN or infinite.
     """
     if support.dim() != 4 or query.dim() != 3:
         raise UserError(
-            f"support has shape {list(support.shape)} and query {list(query.shape)}; give [tasks, ways, shots, features] and "
-            "[tasks, queries, features]"
+            f"support has shape {list(support.shape)} and query {list(query.shape)}; "
+            "give [tasks, ways, shots, features] and [tasks, queries, features]"
         )
     if support.shape[0] != query.shape[0] or support.shape[-1] != query.shape[-1]:
         raise UserError(
-            f"support {list(support.shape)} and query {list(query.shape)} differ in tasks or features; make them agree"
+            f"support {list(support.shape)} and query {list(query.shape)} differ in tasks or features; "
+            "make them agree"
         )
     if dim is not None and support.shape[-1] != dim:
         raise UserError(f"features have {support.shape[-1]} dimensions, the model was trained with {dim}")
     if 0 in support.shape or 0 in query.shape:
         raise UserError(
-            f"an episode without images: support {list(support.shape)}, query {list(query.shape)}; add at least one each"
+            f"an episode without images: support {list(support.shape)}, query {list(query.shape)}; "
+            "add at least one each"
         )
     if not (torch.isfinite(support).all() and torch.isfinite(query).all()):
         raise UserError("support or query features hold NaN or infinity; check the images and the checkpoint")
