@@ -221,9 +221,7 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
     from torchmetrics.functional.classification import binary_auroc
 
     if scores.shape != positive.shape or positive.dtype != torch.bool:
-        raise UserError(
-            f"AUROC needs one score and one bool a query, not {_named(scores)} and {_named(positive)}"
-        )
+        raise UserError(f"AUROC needs one score and one bool a query, not {_named(scores)} and {_named(positive)}")
     if not bool(scores.isfinite().all()):
         raise UserError("AUROC needs finite scores, but some are NaN or infinite")
     if not bool(positive.any()) or bool(positive.all()):
@@ -283,9 +281,7 @@ def fit_temperature(probs: Tensor, labels: Tensor) -> float:
     """
     logp = _checked(probs, labels).clamp_min(FLOOR).log()
     if logp.numel() == 0 or not bool(logp.isfinite().all()):
-        raise UserError(
-            "a temperature can be fitted only to at least one query, and to probabilities without NaN"
-        )
+        raise UserError("a temperature can be fitted only to at least one query, and to probabilities without NaN")
     target = _of_label(logp, labels).mean()
     low, high = -math.log(100.0), math.log(100.0)
     for _ in range(50):

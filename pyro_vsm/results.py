@@ -117,9 +117,7 @@ class EpisodeResults:
         Raises:
             UserError: if the file is missing, truncated or something else.
         """
-        wrong = (
-            f"{path} holds no episode results: give a file written by EpisodeResults.save, or evaluate again"
-        )
+        wrong = f"{path} holds no episode results: give a file written by EpisodeResults.save, or evaluate again"
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
@@ -165,9 +163,7 @@ def compare(results: Mapping[str, EpisodeResults], reference: str) -> list[dict[
         UserError: if the reference is missing, or the systems answered different episodes or images.
     """
     if reference not in results:
-        raise UserError(
-            f"the reference {reference!r} is none of {', '.join(map(repr, results)) or 'no results'}"
-        )
+        raise UserError(f"the reference {reference!r} is none of {', '.join(map(repr, results)) or 'no results'}")
     base = results[reference]
     for name, result in results.items():
         for what in ("episodes_hash", "data"):

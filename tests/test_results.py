@@ -59,9 +59,7 @@ def test_hash_sees_every_index_and_the_shape():
     episodes = index(4, 3, 2, 2)
     digest = episodes_hash(episodes)
     assert episodes_hash(episodes.to("cpu")) == digest
-    strided = EpisodeIndex(
-        *(t.mT.contiguous().mT for t in (episodes.classes, episodes.support, episodes.query))
-    )
+    strided = EpisodeIndex(*(t.mT.contiguous().mT for t in (episodes.classes, episodes.support, episodes.query)))
     assert episodes_hash(strided) == digest
     for name in ("classes", "support", "query"):
         changed = getattr(episodes, name).clone()
@@ -141,9 +139,7 @@ def test_sizes_that_do_not_fit_together_are_refused(tmp_path):
     path = tmp_path / "r.safetensors"
     header = {"format": "pyro_vsm.EpisodeResults/1", "metadata": json.dumps({**make().metadata(), "way": 7})}
     save_file({name: getattr(make(), name) for name in TENSORS}, path, header)
-    with pytest.raises(
-        UserError, match=r"r\.safetensors: episode results need 840 finite values of confidence"
-    ):
+    with pytest.raises(UserError, match=r"r\.safetensors: episode results need 840 finite values of confidence"):
         EpisodeResults.load(path)
     with pytest.raises(UserError, match="finite values of nll"):
         make(nll=torch.full((40,), math.nan))
