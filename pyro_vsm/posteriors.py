@@ -103,7 +103,8 @@ class RelaxedPosteriorM(MixturePosteriorM):
 
     def forward(self, task: Task) -> TorchDistribution:
         """See the interface."""
-        return RelaxedGaussianMixture(task.recall.log_address, *self.components(task), self.temperature)
+        loc, scale = self.components(task)
+        return RelaxedGaussianMixture(task.recall.log_address, loc, scale, self.temperature)
 
 
 # --- q(z | m, S) ----------------------------------------------------------------------------------------------
@@ -151,7 +152,8 @@ class ConjugatePosteriorZ(PosteriorZ):
     """Closed form under a Gaussian prior: ``q(z|m,S) = N(V (W^-1 sum_k h_k + B^-1 mu), V)``, plus a learned residual.
 
     The support features are taken as ``h_k | z ~ N(z, W)``; W is the memory's pooled within-class variance (its
-    diagonal), scaled and shrunk towards its mean by learned factors. The residual ``f(s, m)`` on the mean starts at 0.
+    diagonal), scaled and shrunk towards its mean by learned factors. The residual ``f(s, m)`` on the mean starts
+    at zero.
 
     Args:
         dim: feature dimension D.

@@ -16,6 +16,7 @@ from pyro_vsm.errors import UserError
 from pyro_vsm.fewshot import FewShotModel, split_episode
 from pyro_vsm.likelihood import LIKELIHOODS
 from pyro_vsm.memory import SemanticMemory, Write
+from pyro_vsm.memory_updates import MEMORY_UPDATES
 from pyro_vsm.memory_uses import MEMORY_USES
 from pyro_vsm.model import VSMProgram
 from pyro_vsm.objectives import build_objective
@@ -113,7 +114,7 @@ class VSM(FewShotModel):
         self.memory = SemanticMemory(
             dim,
             capacity=capacity,
-            update=memory_update,
+            update=MEMORY_UPDATES.build(memory_update, dim, trusted=trusted),
             alpha=alpha,
             address_dim=address_dim,
             top_k=top_k,
@@ -237,15 +238,16 @@ class VSM(FewShotModel):
         """Model and guide for :class:`pyro.infer.SVI`: they take a feature batch and register the parameters.
 
         Each takes ``(features [T, N, R, D], shot, classes [T, N])``. The parameters enter Pyro's global store
-        under ``name``; use another name for another model.
+        under ``name``; use another name for another model. Call :meth:`after_step` after each step: the memory
+        stays empty otherwise. The loss is a sum over tasks, weighted by ``program.beta_z`` and ``program.beta_m``.
         """
 
         def program(run: Callable[[Task], Any]) -> Callable:
             def wrapped(features: Tensor, shot: int, classes: Tensor) -> Any:
                 pyro.module(name, self)
                 support, query, labels = split_episode(features, shot)
-                write = self.memory.consolidate(features, classes)
-                return run(self.task(support, query, labels, classes, write))
+                self._write = self.memory.consolidate(features, classes)
+                return run(self.task(support, query, labels, classes, self._write))
 
             return wrapped
 
