@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_vsm.data.images import ClassImages
 from pyro_vsm.errors import UserError
 
-_CHUNK = 4096  # episodes drawn at once by fixed_episodes
+_CHUNK = 1000  # episodes drawn at once by fixed_episodes
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +123,8 @@ def fixed_episodes(
 ) -> EpisodeIndex:
     """Draws the episodes of an evaluation: the same list for every model, on every machine.
 
-    It depends on the class counts and the arguments only, not on pixels, devices, threads or versions.
+    It depends on the class counts and the arguments only, not on pixels, devices, threads or versions. The
+    first n of a longer list are the list of n.
     Classes with fewer than `shot + queries` images are left out as long as `way` classes remain.
 
     Args:
@@ -151,12 +152,12 @@ def fixed_episodes(
     classes = np.empty((episodes, way), dtype=np.int64)
     images = np.empty((episodes, way, shot + queries), dtype=np.int64)
     for start in range(0, episodes, _CHUNK):
-        rows = slice(start, min(start + _CHUNK, episodes))
-        size = rows.stop - rows.start
-        c = fit[stream.distinct(np.full(size, len(fit)), way)]
-        within = stream.distinct(counts[c].reshape(-1), shot + queries).reshape(size, way, -1)
-        classes[rows] = c
-        images[rows] = within + offsets[c][..., None]
+        # a whole chunk even where less is kept: fewer episodes are then the first of more
+        c = fit[stream.distinct(np.full(_CHUNK, len(fit)), way)]
+        within = stream.distinct(counts[c].reshape(-1), shot + queries).reshape(_CHUNK, way, -1)
+        kept = min(_CHUNK, episodes - start)
+        classes[start : start + kept] = c[:kept]
+        images[start : start + kept] = (within + offsets[c][..., None])[:kept]
     drawn = torch.from_numpy(images)
     return EpisodeIndex(
         torch.from_numpy(classes), drawn[..., :shot].contiguous(), drawn[..., shot:].contiguous()

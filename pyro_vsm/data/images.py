@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_vsm.errors import UserError
 
-_CHUNK = 2048  # images per step when statistics are computed
+_CHUNK = 256  # images per step when statistics are computed
 
 
 @dataclass(frozen=True)

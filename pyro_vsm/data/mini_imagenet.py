@@ -11,7 +11,6 @@ Under the root lie either
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -195,16 +194,16 @@ def _by_label(content: dict[str, Any], path: Path) -> dict[str, NDArray[Any] | N
 def _resized(images: NDArray[Any], order: NDArray[np.int64], size: int, threads: int) -> NDArray[np.uint8]:
     """`[I, H, W, 3]` in the given order, as `[I, 3, size, size]`; the threads each fill rows of their own."""
     out = np.empty((len(order), 3, size, size), dtype=np.uint8)
-    same = images.shape[1:3] == (size, size)
 
-    def work(rows: Iterable[int]) -> None:
-        for i in rows:
-            image = images[order[i]]
-            out[i] = (image if same else fit_array(image, size)).transpose(2, 0, 1)
+    def work(start: int) -> None:
+        rows = slice(start, start + 256)
+        chunk = images[order[rows]]
+        if images.shape[1:3] != (size, size):
+            chunk = np.stack([fit_array(image, size) for image in chunk])
+        out[rows] = chunk.transpose(0, 3, 1, 2)
 
-    chunks = [range(start, min(start + 256, len(order))) for start in range(0, len(order), 256)]
     with ThreadPoolExecutor(threads or cores()) as pool:
-        list(pool.map(work, chunks))
+        list(pool.map(work, range(0, len(order), 256)))
     return out
 
 
