@@ -90,14 +90,15 @@ def split_folders(root: Path) -> dict[str, Path]:
                 f"{root} has two folders for {part}, {found[part].name} and {folder.name}: keep one"
             )
         found[part] = folder
-    missing = [part for part in ("train", "validation", "test") if part not in found]
+    parts = ("train", "validation", "test")
+    missing = [part for part in parts if part not in found]
     if found and missing:
         raise UserError(
             f"{root} has class folders in {', '.join(path.name for path in found.values())} but none for "
             f"{' and '.join(missing)}: add the missing folder with classes of its own, or move all class "
             f"folders directly into {root} to have the classes split by fractions"
         )
-    return found
+    return {part: found[part] for part in parts} if found else {}
 
 
 def load_class_files(
@@ -155,7 +156,7 @@ def _drawn(
     names = sorted(classes)
     # PCG64's raw stream stays the same across versions of NumPy
     order = np.argsort(np.random.PCG64(seed).random_raw(len(names)), kind="stable").tolist()
-    validation = max(1, round(fractions[1] * len(names)))
+    validation = min(max(1, round(fractions[1] * len(names))), len(names) - 2)
     test = min(max(1, round(fractions[2] * len(names))), len(names) - validation - 1)
     cuts = {
         "train": order[validation + test :],

@@ -109,9 +109,12 @@ def _reconstruct(*_: Any) -> StoredArray:
     return StoredArray()
 
 
-def _frombuffer(data: Any, stored_type: Any, shape: Any, order: str) -> StoredArray:
+def _frombuffer(data: Any, stored_type: Any, shape: Any, order: str, axes: Any = None) -> StoredArray:
+    """Protocol 5; order "K" is an array whose axes were permuted in memory."""
     stored = StoredArray()
-    stored.array = _from_bytes(data, stored_type, shape, order)
+    stored.array = _from_bytes(data, stored_type, shape, "C" if order == "K" else order)
+    if order == "K" and axes is not None:
+        stored.array = stored.array.transpose(tuple(axes))
     return stored
 
 

@@ -1,5 +1,6 @@
 """Small data sets, written by the tests themselves; every test has a cache folder of its own."""
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,9 +50,10 @@ def write_tree(write_image: Callable[..., Path]) -> Callable[..., Path]:
 
     def write(root: Path, classes: dict[str, int], size: int = 84) -> Path:
         root.mkdir(parents=True, exist_ok=True)
-        for c, (name, count) in enumerate(classes.items()):
+        for name, count in classes.items():
             for i in range(count):
-                write_image(root / name / f"{i}.png", seed=1000 * c + i, size=size)
+                seed = zlib.crc32(f"{root.name}/{name}/{i}".encode())
+                write_image(root / name / f"{i}.png", seed=seed, size=size)
         return root
 
     return write
