@@ -86,6 +86,7 @@ def decode_images(
         return bad
 
     bad: list[tuple[int, str]] = []
+    _formats()  # once, before the threads all ask for it
     pool = ThreadPoolExecutor(threads or cores())
     try:
         results = pool.map(work, range(0, len(paths), _CHUNK))

@@ -7,6 +7,7 @@ is a folder that holds images itself, named by its path.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from pyro_vsm.data.decode import BadFiles
 from pyro_vsm.data.images import ClassImages, Splits
 from pyro_vsm.data.sources import SOURCES, DataConfig
 from pyro_vsm.errors import UserError
+
+log = logging.getLogger("pyro_vsm.data")
 
 _SIZE = 84
 _FRACTIONS = (0.64, 0.16, 0.20)
@@ -49,9 +52,9 @@ def load_folder(config: DataConfig) -> Splits:
 
 
 def read_class_folders(
-    root: str | os.PathLike[str], size: int, channels: int, bad_files: BadFiles = "stop"
-) -> tuple[ClassImages, list[str]]:
-    """Reads one folder a class, without splits; a class may hold a single image.
+    root: str | os.PathLike[str], size: int, channels: int = 3, bad_files: BadFiles = "stop"
+) -> ClassImages:
+    """Reads one folder a class, without splits; a class may hold a single image. Logs what is skipped.
 
     Args:
         root: the folder above the class folders.
@@ -60,7 +63,7 @@ def read_class_folders(
         bad_files: "stop" at the first bad file or "skip" bad files.
 
     Returns:
-        The images, and lines on what was skipped.
+        The images, classes in the order of their names.
 
     Raises:
         UserError: if the folder is missing, holds no class, or an image is bad.
@@ -71,7 +74,10 @@ def read_class_folders(
         raise UserError(
             f"{folder} holds no folder with images: put the images of each class in a folder of its own"
         )
-    return decode_classes(classes, size, channels, bad_files=bad_files, what=str(folder))
+    data, notes = decode_classes(classes, size, channels, bad_files=bad_files, what=str(folder))
+    for note in notes:
+        log.warning("%s: %s", folder, note)
+    return data
 
 
 def split_folders(root: Path) -> dict[str, Path]:

@@ -196,15 +196,16 @@ def test_identity_depends_neither_on_place_nor_threads(split_tree, tmp_path_fact
     assert load_quietly(moved, threads=3, cache=False).identity == first
 
 
-def test_support_folders_without_splits(tmp_path, write_tree):
+def test_support_folders_without_splits(tmp_path, write_tree, caplog):
     root = write_tree(tmp_path / "support", {"b": 1, "a": 2}, size=20)
-    data, notes = read_class_folders(root, 16, 1)
+    data = read_class_folders(root, 16, 1)
     assert data.names == ("a", "b")
     assert data.counts.tolist() == [2, 1]
     assert data.image_shape == (1, 16, 16)
-    assert notes == []
+    assert caplog.messages == []
     (root / "a" / "0.png").write_bytes(b"")
-    assert read_class_folders(root, 16, 3, bad_files="skip")[0].counts.tolist() == [1, 1]
+    assert read_class_folders(root, 16, 3, bad_files="skip").counts.tolist() == [1, 1]
+    assert "0.png is empty" in caplog.text
     with pytest.raises(UserError, match="is empty"):
         read_class_folders(root, 16, 3)
     with pytest.raises(UserError, match="no folder with images"):
