@@ -59,21 +59,20 @@ class GaussianMixture(TorchDistribution):
     def _options(self) -> dict:
         return {}
 
-    def _average(self, table: Tensor) -> Tensor:
+    def _average(self, w: Tensor, table: Tensor) -> Tensor:
         """``sum_a w_a table_a``, ``batch + [D]``, for a table of the shape of ``loc``."""
-        w = self.logits.exp()
         with full_precision(w):
             return w @ table if self.shared else (w.unsqueeze(-1) * table).sum(-2)
 
     @property
     def mean(self) -> Tensor:
         """``batch + [D]``."""
-        return self._average(self.loc)
+        return self._average(self.logits.exp(), self.loc)
 
     @property
     def variance(self) -> Tensor:
         """``batch + [D]``: the mean of the variances plus the variance of the means."""
-        mean_square = self._average(self.scale.square() + self.loc.square())
+        mean_square = self._average(self.logits.exp(), self.scale.square() + self.loc.square())
         return (mean_square - self.mean.square()).clamp_min(0.0)
 
     def address(self, sample_shape=()) -> Tensor:
@@ -141,11 +140,8 @@ class RelaxedGaussianMixture(GaussianMixture):
         """``sample_shape + batch + [D]``, differentiable in everything."""
         logits = self.logits.expand(*sample_shape, *self.logits.shape)
         w = ((logits + _gumbel(logits)) / self.temperature).softmax(-1)
-        if self.shared:
-            loc, scale = w @ self.loc, w @ self.scale
-        else:
-            loc, scale = ((w.unsqueeze(-1) * t).sum(-2) for t in (self.loc, self.scale))
-        return loc + scale * torch.randn_like(loc)
+        loc = self._average(w, self.loc)
+        return loc + self._average(w, self.scale) * torch.randn_like(loc)
 
     def score_parts(self, x: Tensor, *args, **kwargs) -> ScoreParts:
         """Everything is reparametrised."""

@@ -51,8 +51,9 @@ class Recall:
         """
         weight = self.allowed.to(self.entries.dtype)
         weight = weight / weight.sum(-1, keepdim=True)
-        within = weight @ self.variances
-        return weight, weight @ self.entries, torch.where(self.empty.unsqueeze(-1), 1.0, within)
+        with full_precision(weight):
+            mean, within = weight @ self.entries, weight @ self.variances
+        return weight, mean, torch.where(self.empty.unsqueeze(-1), 1.0, within)
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,8 @@ class SemanticMemory(nn.Module):
 
     def address(self, support: Tensor, entries: Tensor, allowed: Tensor) -> Tensor:
         """Log gamma ``[T, N, C+1]`` for support ``[T, N, D]``, entries ``[C+1, D]``, allowed ``[T, C+1]``."""
-        g = self.query(support) @ self.key(entries).T / self.key.out_features**0.5
+        with full_precision(support):
+            g = self.query(support) @ self.key(entries).T / self.key.out_features**0.5
         g = g.masked_fill(~allowed.unsqueeze(1), float("-inf"))
         if self.top_k and self.top_k < g.shape[-1]:
             least = g.topk(self.top_k, -1).values[..., -1:]
@@ -239,8 +241,8 @@ class SemanticMemory(nn.Module):
         self.classes.index_copy_(0, write.rows, write.classes)
         self.written.index_copy_(0, write.rows, self.step.expand(len(write.rows)))
         for buffer in (self.entries, self.variances, self.counts, self.written):
-            buffer[-1] = 0  # the scratch row holds nothing
-        self.classes[-1] = -1
+            buffer[-1].zero_()  # the scratch row holds nothing
+        self.classes[-1].fill_(-1)
 
 
 def _first(same: Tensor) -> Tensor:
