@@ -44,9 +44,7 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
-            raise UserError(
-                f"crop_scale is {self.crop_scale}: give two fractions of the area, 0 < low <= high <= 1"
-            )
+            raise UserError(f"crop_scale is {self.crop_scale}: give two fractions of the area, 0 < low <= high <= 1")
         low, high = self.crop_ratio
         if not 0 < low <= high < math.inf:
             raise UserError(f"crop_ratio is {self.crop_ratio}: give two ratios, 0 < low <= high")
@@ -85,9 +83,7 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator | 
             f"{images.dtype} of shape {list(images.shape)}: convert them first"
         )
     if config.pad >= min(images.shape[2:]):
-        raise UserError(
-            f"pad is {config.pad}, but the images are {list(images.shape[2:])}: give a smaller pad"
-        )
+        raise UserError(f"pad is {config.pad}, but the images are {list(images.shape[2:])}: give a smaller pad")
     u = torch.rand(11, len(images), device=images.device, generator=generator)
     if config.resamples:
         result = _resampled(images.float().div_(255), config, u)
@@ -109,9 +105,7 @@ def _shifted(images: Tensor, config: AugmentConfig, u: Tensor) -> Tensor:
         columns = torch.where(u[0, :, None] < 0.5, columns.flip(1), columns)
     rows = torch.arange(height, device=device) + _steps(u[1], pad)[:, None]
     columns = columns + _steps(u[2], pad)[:, None]
-    inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[
-        :, None, None
-    ]
+    inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None]
     taken = images[
         torch.arange(batch, device=device)[:, None, None, None],
         torch.arange(channels, device=device)[:, None, None],
@@ -146,9 +140,7 @@ def _resampled(images: Tensor, config: AugmentConfig, u: Tensor) -> Tensor:
         torch.stack([down * sin * mirror * (width / height), down * cos, y], 1),
     )
     grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False).clamp_(
-        0, 1
-    )
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False).clamp_(0, 1)
 
 
 def _recoloured(images: Tensor, config: AugmentConfig, u: Tensor) -> Tensor:

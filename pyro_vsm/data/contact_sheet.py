@@ -31,18 +31,14 @@ def contact_sheet(data: ClassImages, path: str | os.PathLike[str], rows: int = 8
         UserError: if the picture cannot be written.
     """
     if rows < 1 or columns < 1:
-        raise UserError(
-            f"a contact sheet of {rows} rows and {columns} columns is empty: ask for one or more of each"
-        )
+        raise UserError(f"a contact sheet of {rows} rows and {columns} columns is empty: ask for one or more of each")
     channels, height, width = data.image_shape
     if channels not in (1, 3):
         raise UserError(f"images of {channels} channels cannot be shown: a contact sheet needs one or three")
     factor = max(1, _SIDE // max(height, width))
     cell_h, cell_w, gap, label = height * factor, width * factor, 4, 18
     counts, offsets = data.counts.tolist(), data.offsets.tolist()
-    shown = np.unique(
-        np.linspace(0, data.n_classes - 1, min(rows, data.n_classes)).round().astype(int)
-    ).tolist()
+    shown = np.unique(np.linspace(0, data.n_classes - 1, min(rows, data.n_classes)).round().astype(int)).tolist()
     columns = min(columns, max(counts[c] for c in shown))
     row_h = cell_h + label + gap
     sheet = Image.new("RGB", (columns * (cell_w + gap) + gap, len(shown) * row_h + gap), "white")
@@ -54,9 +50,7 @@ def contact_sheet(data: ClassImages, path: str | os.PathLike[str], rows: int = 8
         images = data.images[offsets[c] : offsets[c] + min(columns, counts[c])]
         pixels = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
         for column, image in enumerate(pixels):
-            cell = Image.fromarray(np.ascontiguousarray(image)).resize(
-                (cell_w, cell_h), Image.Resampling.NEAREST
-            )
+            cell = Image.fromarray(np.ascontiguousarray(image)).resize((cell_w, cell_h), Image.Resampling.NEAREST)
             sheet.paste(cell, (gap + column * (cell_w + gap), top + label))
     target = Path(path)
     temporary = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")

@@ -118,9 +118,7 @@ def cores() -> int:
 
 def _progress(results: Iterable[list[tuple[int, str]]], total: int) -> Iterable[list[tuple[int, str]]]:
     """A bar after two seconds, on a terminal only."""
-    return tqdm(
-        results, desc="decoding", total=total, unit=f"x{_CHUNK} images", delay=2, disable=None, leave=False
-    )
+    return tqdm(results, desc="decoding", total=total, unit=f"x{_CHUNK} images", delay=2, disable=None, leave=False)
 
 
 @lru_cache(maxsize=1)
@@ -137,9 +135,7 @@ def _decode(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
             if width * height > MOST_PIXELS:
                 raise _too_large(path, f"{width}x{height} pixels")
             # a JPEG much too large is decoded at a fraction of its size, still at least twice the target
-            image.draft(
-                None, (2 * size * width // min(width, height), 2 * size * height // min(width, height))
-            )
+            image.draft(None, (2 * size * width // min(width, height), 2 * size * height // min(width, height)))
             ImageOps.exif_transpose(image, in_place=True)
             pixels = np.asarray(_flat(_fit(_plain(image, path), size), channels))
             return pixels.reshape(size, size, channels)

@@ -71,9 +71,7 @@ def _eligible(data: ClassImages, way: int, shot: int, queries: int) -> list[int]
         if value < 1:
             raise UserError(f"{what} is {value}: it must be at least 1")
     if data.n_classes < way:
-        raise UserError(
-            f"{way}-way episodes need {way} classes, but the split has {data.n_classes}: lower way"
-        )
+        raise UserError(f"{way}-way episodes need {way} classes, but the split has {data.n_classes}: lower way")
     need = shot + queries
     counts = data.counts.tolist()
     fit = [c for c, count in enumerate(counts) if count >= need]
@@ -118,9 +116,7 @@ class _Stream:
         return np.take_along_axis(chosen, order, axis=1)
 
 
-def fixed_episodes(
-    data: ClassImages, *, way: int, shot: int, queries: int, episodes: int, seed: int
-) -> EpisodeIndex:
+def fixed_episodes(data: ClassImages, *, way: int, shot: int, queries: int, episodes: int, seed: int) -> EpisodeIndex:
     """Draws the episodes of an evaluation: the same list for every model, on every machine.
 
     It depends on the class counts and the arguments only, not on pixels, devices, threads or versions. The
@@ -142,9 +138,7 @@ def fixed_episodes(
         UserError: if too few classes, or too few classes with enough images, are there.
     """
     if episodes < 1 or seed < 0:
-        raise UserError(
-            f"got {episodes} episodes and seed {seed}: give at least one episode and a seed from 0 on"
-        )
+        raise UserError(f"got {episodes} episodes and seed {seed}: give at least one episode and a seed from 0 on")
     fit = np.array(_eligible(data, way, shot, queries), dtype=np.int64)
     counts = data.counts.cpu().numpy()
     offsets = data.offsets.cpu().numpy()
@@ -159,9 +153,7 @@ def fixed_episodes(
         classes[start : start + kept] = c[:kept]
         images[start : start + kept] = (within + offsets[c][..., None])[:kept]
     drawn = torch.from_numpy(images)
-    return EpisodeIndex(
-        torch.from_numpy(classes), drawn[..., :shot].contiguous(), drawn[..., shot:].contiguous()
-    )
+    return EpisodeIndex(torch.from_numpy(classes), drawn[..., :shot].contiguous(), drawn[..., shot:].contiguous())
 
 
 class EpisodeSampler:

@@ -71,9 +71,7 @@ def read_class_folders(
     folder = existing_folder(root, "the support set")
     classes = find_classes(folder)
     if not classes:
-        raise UserError(
-            f"{folder} holds no folder with images: put the images of each class in a folder of its own"
-        )
+        raise UserError(f"{folder} holds no folder with images: put the images of each class in a folder of its own")
     data, notes = decode_classes(classes, size, channels, bad_files=bad_files, what=str(folder))
     for note in notes:
         log.warning("%s: %s", folder, note)
@@ -92,9 +90,7 @@ def split_folders(root: Path) -> dict[str, Path]:
         if part is None or not find_classes(folder):
             continue  # a folder of this name that holds images itself is a class
         if part in found:
-            raise UserError(
-                f"{root} has two folders for {part}, {found[part].name} and {folder.name}: keep one"
-            )
+            raise UserError(f"{root} has two folders for {part}, {found[part].name} and {folder.name}: keep one")
         found[part] = folder
     parts = ("train", "validation", "test")
     missing = [part for part in parts if part not in found]

@@ -44,9 +44,7 @@ _FONTS = tuple(
 _FEWEST_FONTS = 4  # a letter must stand in so many of them
 _COMPARED = ("DejaVuSans.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf")
 _ALIKE = 0.92  # cosine similarity of blurred normalised renderings from which letters count as one
-_STRETCHED = (
-    0.7  # letters whose ratios of width to height differ less are compared stretched to a square, too
-)
+_STRETCHED = 0.7  # letters whose ratios of width to height differ less are compared stretched to a square, too
 _OVERSAMPLING = 2  # glyphs are drawn larger by this and averaged down
 
 
@@ -155,9 +153,7 @@ class _Artist:
         size = (self.canvas, self.canvas)
         boxes = np.array([letters[i][1] for i in chosen])
         for out, i, coefficients in zip(drawn, chosen, self._affine(boxes, u)):
-            image = letters[i][0].transform(
-                size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
-            )
+            image = letters[i][0].transform(size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
             out[:] = np.asarray(image)
         bold = np.array(["Bold" in names[i] for i in chosen])
         return _reduced(_weighted(drawn, np.where(bold, np.floor(3 * u[0]) - 1, np.floor(4 * u[0]) - 1)))

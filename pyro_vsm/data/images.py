@@ -72,9 +72,7 @@ class ClassImages:
                 f"but got {counts.dtype} of shape {list(counts.shape)}: convert them first"
             )
         if images.device != counts.device:
-            raise UserError(
-                f"images lie on {images.device} but counts on {counts.device}: move both to one device"
-            )
+            raise UserError(f"images lie on {images.device} but counts on {counts.device}: move both to one device")
         if len(counts) != len(self.names) or not self.names:
             raise UserError(
                 f"{len(counts)} class counts were given for {len(self.names)} class names: "
@@ -83,9 +81,7 @@ class ClassImages:
         values = counts.tolist()
         if min(values) < 1:
             empty = self.names[values.index(min(values))]
-            raise UserError(
-                f"class {empty!r} holds {min(values)} images: leave it out or give it at least one image"
-            )
+            raise UserError(f"class {empty!r} holds {min(values)} images: leave it out or give it at least one image")
         if sum(values) != len(images):
             raise UserError(f"the class counts add up to {sum(values)}, but there are {len(images)} images")
         if len(set(self.names)) != len(self.names):
@@ -183,9 +179,7 @@ class Splits:
             for second, b in parts[i + 1 :]:
                 shared = sorted(set(a.names) & set(b.names))
                 if shared:
-                    shown = ", ".join(repr(name) for name in shared[:3]) + (
-                        ", ..." if len(shared) > 3 else ""
-                    )
+                    shown = ", ".join(repr(name) for name in shared[:3]) + (", ..." if len(shared) > 3 else "")
                     raise UserError(
                         f"{self.name}: {len(shared)} class(es) stand in both {first} and {second} ({shown}): "
                         "few-shot evaluation needs classes never seen before, so keep each class in one split"

@@ -102,14 +102,10 @@ def _read_table(table: Path, images: Path) -> ClassFiles:
             for row in rows:
                 name, label = row["filename"], row["label"]
                 if not name or not label:
-                    raise UserError(
-                        f"{table}, line {rows.line_num}, lacks a file name or a label: mend the line"
-                    )
+                    raise UserError(f"{table}, line {rows.line_num}, lacks a file name or a label: mend the line")
                 path = PurePosixPath(name)
                 if path.is_absolute() or ".." in path.parts:
-                    raise UserError(
-                        f"{table}, line {rows.line_num}, points outside images/ ({name!r}): give another"
-                    )
+                    raise UserError(f"{table}, line {rows.line_num}, points outside images/ ({name!r}): give another")
                 classes.setdefault(label, []).append(images / name)
     except FileNotFoundError as error:
         raise UserError(f"{table} does not exist, though other splits' tables do: add it") from error
@@ -121,9 +117,7 @@ def _read_table(table: Path, images: Path) -> ClassFiles:
 
 def _enough(classes: int, source: Path) -> None:
     if classes < 2:
-        raise UserError(
-            f"{source} holds {classes} class(es), but an episode needs two at least: is it complete?"
-        )
+        raise UserError(f"{source} holds {classes} class(es), but an episode needs two at least: is it complete?")
 
 
 def _from_pickles(root: Path, names: dict[str, str], config: DataConfig, size: int) -> Splits:
@@ -153,14 +147,10 @@ def _read_split(path: Path, size: int, threads: int) -> ClassImages:
     elif {"data", "labels"} <= keys:
         pixels, indices = content["data"], _by_label(content, path)
     else:
-        raise UserError(
-            f"{path} holds neither image_data and class_dict nor data and labels: no miniImageNet pickle"
-        )
+        raise UserError(f"{path} holds neither image_data and class_dict nor data and labels: no miniImageNet pickle")
     images = numeric_array(pixels)
     if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise UserError(
-            f"{path}: its images are no uint8 array [images, height, width, 3]: download it again"
-        )
+        raise UserError(f"{path}: its images are no uint8 array [images, height, width, 3]: download it again")
     if 0 in images.shape:
         raise UserError(f"{path} holds no images: download it again")
     _enough(len(indices), path)
@@ -170,9 +160,7 @@ def _read_split(path: Path, size: int, threads: int) -> ClassImages:
         if where is None or where.ndim != 1 or where.dtype.kind not in "iu" or len(where) == 0:
             raise UserError(f"{path}: class {name!r} has no list of image numbers: download the file again")
         if where.min() < 0 or where.max() >= len(images):
-            raise UserError(
-                f"{path}: class {name!r} points beyond the {len(images)} images: download the file again"
-            )
+            raise UserError(f"{path}: class {name!r} points beyond the {len(images)} images: download the file again")
         order.append(where.astype(np.int64))
         counts.append(len(where))
     sorted_images = _resized(images, np.concatenate(order), size, threads)
@@ -186,9 +174,7 @@ def _by_label(content: dict[str, Any], path: Path) -> dict[str, NDArray[Any] | N
         raise UserError(f"{path}: labels is no list of whole numbers: download the file again")
     given = content.get("catname2label")
     names = {label: str(name) for name, label in given.items()} if isinstance(given, dict) else {}
-    return {
-        names.get(label, str(label)): np.flatnonzero(labels == label) for label in np.unique(labels).tolist()
-    }
+    return {names.get(label, str(label)): np.flatnonzero(labels == label) for label in np.unique(labels).tolist()}
 
 
 def _resized(images: NDArray[Any], order: NDArray[np.int64], size: int, threads: int) -> NDArray[np.uint8]:

@@ -47,8 +47,7 @@ def read_pickle(path: Path) -> Any:
         raise UserError(f"{path} cannot be read ({error}): check its permissions and the disk") from error
     except Exception as error:  # a broken pickle can raise almost anything
         raise UserError(
-            f"{path} is no pickle of arrays, or is cut short ({type(error).__name__}: {error}): "
-            "download it again"
+            f"{path} is no pickle of arrays, or is cut short ({type(error).__name__}: {error}): download it again"
         ) from error
 
 

@@ -23,9 +23,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 def make_set() -> Callable[..., ClassImages]:
     def make(counts: list[int], channels: int = 3, size: int = 8, prefix: str = "class") -> ClassImages:
         generator = torch.Generator().manual_seed(sum(counts))
-        images = torch.randint(
-            0, 256, (sum(counts), channels, size, size), dtype=torch.uint8, generator=generator
-        )
+        images = torch.randint(0, 256, (sum(counts), channels, size, size), dtype=torch.uint8, generator=generator)
         return ClassImages(images, torch.tensor(counts), tuple(f"{prefix} {i}" for i in range(len(counts))))
 
     return make

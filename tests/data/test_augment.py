@@ -11,9 +11,7 @@ from pyro_vsm.errors import UserError
 
 @pytest.fixture
 def images():
-    return torch.randint(
-        0, 256, (64, 3, 12, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    return torch.randint(0, 256, (64, 3, 12, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def seeded(seed=0):
@@ -61,12 +59,7 @@ def test_pad_moves_pixels_and_fills_with_black(images):
     padded = torch.nn.functional.pad(images.float() / 255, (2, 2, 2, 2))
     seen = set()
     for image, source in zip(result, padded):
-        places = [
-            (y, x)
-            for y in range(5)
-            for x in range(5)
-            if torch.equal(image, source[:, y : y + 12, x : x + 10])
-        ]
+        places = [(y, x) for y in range(5) for x in range(5) if torch.equal(image, source[:, y : y + 12, x : x + 10])]
         assert len(places) == 1
         seen.update(places)
     assert len(seen) > 15  # of 25; 64 draws miss a place each with probability 0.07

@@ -68,8 +68,7 @@ def test_too_few_classes_or_images_are_refused(make_set, draw, arguments, messag
 def test_a_class_may_be_used_up(make_set, draw):
     index = draw(make_set([5, 5]), 50, way=2, shot=2, queries=3)
     assert (
-        torch.cat([index.support, index.query], 2).sort(2).values
-        == torch.arange(10).view(2, 5)[index.classes]
+        torch.cat([index.support, index.query], 2).sort(2).values == torch.arange(10).view(2, 5)[index.classes]
     ).all()
 
 
@@ -158,9 +157,7 @@ def test_index_slices_and_refuses_odd_shapes(make_set):
 def test_sampling_gathering_and_augmenting_are_captured_in_a_cuda_graph(make_set):
     data = make_set(UNEQUAL).to("cuda")
     sampler = EpisodeSampler(data, way=3, shot=2, queries=4)
-    config = AugmentConfig(
-        crop_scale=(0.3, 1.0), pad=2, flip=True, brightness=0.4, contrast=0.4, saturation=0.4
-    )
+    config = AugmentConfig(crop_scale=(0.3, 1.0), pad=2, flip=True, brightness=0.4, contrast=0.4, saturation=0.4)
 
     def step():
         index = sampler.sample(6)

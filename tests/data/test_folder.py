@@ -13,9 +13,7 @@ from pyro_vsm.errors import UserError
 
 
 def load_quietly(root, **settings):
-    return load(
-        DataConfig(**{"name": "folder", "root": str(root), "image_size": 16, **settings}), log=lambda _: None
-    )
+    return load(DataConfig(**{"name": "folder", "root": str(root), "image_size": 16, **settings}), log=lambda _: None)
 
 
 @pytest.fixture
@@ -61,9 +59,7 @@ def test_the_default_size_is_84(split_tree):
 def test_a_missing_split_is_named_with_the_remedy(split_tree, missing):
     (split_tree / missing).rename(split_tree / ".gone")
     full = {"val": "validation"}.get(missing, missing)
-    with pytest.raises(
-        UserError, match=f"none for {full}: add the missing folder .* or move all class folders"
-    ):
+    with pytest.raises(UserError, match=f"none for {full}: add the missing folder .* or move all class folders"):
         load_quietly(split_tree)
 
 

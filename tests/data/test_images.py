@@ -27,9 +27,7 @@ def test_subset_keeps_order_asked_for(make_set):
     assert torch.equal(part.images, torch.cat([data.images[3:6], data.images[0:2]]))
 
 
-@pytest.mark.parametrize(
-    ("classes", "message"), [([3], "no class 3"), ([-1], "no class -1"), ([], "at least one")]
-)
+@pytest.mark.parametrize(("classes", "message"), [([3], "no class 3"), ([-1], "no class -1"), ([], "at least one")])
 def test_subset_refuses(make_set, classes, message):
     with pytest.raises(UserError, match=message):
         make_set([2, 1, 3]).subset(classes)
@@ -102,9 +100,7 @@ def test_splits_refuse_two_image_sizes(make_set):
 
 
 def test_splits_describe_themselves(make_set):
-    splits = Splits(
-        "toy", make_set([2, 3], prefix="a"), make_set([2], prefix="b"), make_set([4, 4], prefix="c")
-    )
+    splits = Splits("toy", make_set([2, 3], prefix="a"), make_set([2], prefix="b"), make_set([4, 4], prefix="c"))
     lines = splits.describe().splitlines()
     assert lines[0] == "data toy"
     assert "2 classes, 5 images of 3x8x8" in lines[1]

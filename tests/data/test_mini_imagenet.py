@@ -126,9 +126,7 @@ def test_the_cache_is_used_and_follows_changes(layout, request, cache, monkeypat
 
 def test_an_empty_root_says_what_was_looked_for(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(
-        UserError, match=r"train\.csv.*train/, val/ and test/.*mini-imagenet-cache-train\.pkl"
-    ):
+    with pytest.raises(UserError, match=r"train\.csv.*train/, val/ and test/.*mini-imagenet-cache-train\.pkl"):
         load_quietly(tmp_path / "empty")
 
 

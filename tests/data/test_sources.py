@@ -22,9 +22,7 @@ def test_a_source_of_ones_own(make_set, monkeypatch):
     assert lines == [splits.describe()]
 
 
-@pytest.mark.parametrize(
-    ("name", "hint"), [("mini_imagenet", "did you mean 'mini-imagenet'"), ("qqq", "'qqq'")]
-)
+@pytest.mark.parametrize(("name", "hint"), [("mini_imagenet", "did you mean 'mini-imagenet'"), ("qqq", "'qqq'")])
 def test_an_unknown_name_gets_the_known_ones(name, hint):
     with pytest.raises(UserError, match=hint) as caught:
         load(DataConfig(name=name))
