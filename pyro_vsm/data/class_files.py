@@ -71,7 +71,9 @@ def find_classes(root: Path) -> ClassFiles:
                         continue
                     if entry.is_dir():
                         folders.append(folder / entry.name)
-                    elif os.path.splitext(entry.name)[1].lower() in _ENDINGS:
+                    elif os.path.splitext(entry.name)[1].lower() not in _ENDINGS:
+                        continue
+                    elif entry.is_file() or entry.is_symlink():  # no pipe; a dead link is reported when decoded
                         files.append(folder / entry.name)
         except OSError as error:
             raise UserError(f"folder {folder} cannot be read ({error}): check its permissions") from error

@@ -117,6 +117,15 @@ def test_what_is_no_image_is_passed_over(flat_tree):
     assert load_quietly(flat_tree).identity == before
 
 
+def test_a_pipe_is_passed_over_and_a_dead_link_reported(flat_tree):
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(flat_tree / "c00" / "pipe.png")
+    assert load_quietly(flat_tree).train.counts.tolist() == [2] * 6
+    os.symlink(flat_tree / "gone.png", flat_tree / "c01" / "link.png")
+    with pytest.raises(UserError, match=r"link\.png does not exist"):
+        load_quietly(flat_tree)
+
+
 def test_a_loop_of_links_ends(flat_tree):
     os.symlink(flat_tree, flat_tree / "c00" / "up")
     os.symlink(flat_tree / "c01", flat_tree / "c02" / "aside")
