@@ -113,7 +113,7 @@ def decode_classes(
         size: height and width of the result.
         channels: 3 for colour, 1 for grey.
         bad_files: "stop" at the first bad file or "skip" bad files; a class with no good one is left out.
-        threads: how many; 0 takes all cores.
+        threads: how many; 0 takes as many as help.
         what: the data, in words, for messages.
 
     Returns:

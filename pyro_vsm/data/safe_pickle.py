@@ -34,7 +34,7 @@ def read_pickle(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            problem = foreign_content(file.read(256).lstrip().lower())
+            problem = foreign_content(file.read(256))
             if problem:
                 raise UserError(f"{path} {problem}")
             file.seek(0)

@@ -23,7 +23,7 @@ class DataConfig:
         split: fractions of the classes for training, validation and test, for "folder" without such folders.
         seed: of the glyphs' rendering and of a split drawn from fractions.
         cache: keep decoded images in the cache folder for the next start.
-        threads: for decoding; 0 takes all cores. The result does not depend on it.
+        threads: for decoding; 0 takes as many as help. The result does not depend on it.
     """
 
     name: str = "glyphs"

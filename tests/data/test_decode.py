@@ -1,5 +1,6 @@
 """Reading image files: every mode, every kind of broken file."""
 
+import os
 import struct
 import zlib
 
@@ -173,6 +174,22 @@ def test_missing_files_and_folders_are_named(tmp_path):
         read_image(tmp_path / "gone.png", 84)
     with pytest.raises(UserError, match="is a folder"):
         read_image(tmp_path, 84)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_image(tmp_path / ("x" * 300), 84)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UserError, match="is a pipe"):
+        read_image(tmp_path / "pipe.png", 84)
+
+
+def test_a_huge_file_is_not_read(tmp_path):
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(600 << 20)  # takes no room on the disk
+    with pytest.raises(UserError, match=r"has 600 MiB, the limit is 512"):
+        read_image(tmp_path / "huge.png", 84)
 
 
 @pytest.fixture
