@@ -42,7 +42,7 @@ class EpisodeELBO(Trace_ELBO):
         (traces,) = self._get_traces(model, guide, args, kwargs)
         self.terms = unweighted_terms(*traces)
         loss, surrogate = self._differentiable_loss_particle(*traces)
-        return (loss.detach() + (surrogate - surrogate.detach())) / self.num_particles
+        return (loss + (surrogate - surrogate.detach())) / self.num_particles
 
     @torch.no_grad()
     def loss(self, model, guide, *args, **kwargs) -> float:
@@ -61,7 +61,7 @@ class EpisodeELBO(Trace_ELBO):
             if not is_identically_zero(score):
                 signal = log_r.sum_to(site["cond_indep_stack"])
                 surrogate = surrogate + (_centred(signal, self.num_particles) * score).sum()
-        return _total(guide_trace) - log_p, -surrogate
+        return (_total(guide_trace) - log_p).detach(), -surrogate
 
 
 class ImportanceWeightedELBO(EpisodeELBO):
@@ -81,7 +81,7 @@ class ImportanceWeightedELBO(EpisodeELBO):
             if not is_identically_zero(score):
                 signal = (bound - _bound_of_others(log_w)).detach() if P > 1 else bound.detach()
                 surrogate = surrogate + (signal * _sum_to_task(score, P)).sum()
-        return -bound.sum() * P, -surrogate * P  # Pyro divides by P
+        return -bound.detach().sum() * P, -surrogate * P  # Pyro divides by P
 
 
 OBJECTIVES = {"elbo": EpisodeELBO, "importance_weighted": ImportanceWeightedELBO}

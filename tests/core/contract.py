@@ -104,16 +104,15 @@ class PartContract:
         model = randomise(vsm(D, **{**self.with_it, self.registry.kind: spec}), 0.1).eval()
         model.memory.load_state_dict({**model.memory.state_dict(), **dict(memory(D, 4).named_buffers())})
         support, query = torch.randn(T, N, 2, D), torch.randn(T, Q, D)
-        expected = model.predict(support, query, 2000)
-        if kind == "cuda":
-            device = torch.device("cuda")
+        if kind == "cuda":  # other random numbers there: many samples
+            expected, device = model.predict(support, query, 2000), torch.device("cuda")
             got = model.to(device).predict(support.to(device), query.to(device), 2000).cpu()
         else:
             torch.manual_seed(0)
-            expected = model.predict(support, query, 100)
+            expected = model.predict(support, query, 50)
             torch.manual_seed(0)
             with torch.autocast("cpu", torch.bfloat16):
-                got = model.predict(support, query, 100)
+                got = model.predict(support, query, 50)
         assert got.dtype == torch.float32
         torch.testing.assert_close(got, expected, atol=0.06 if kind == "cuda" else 0.03, rtol=0)
 
