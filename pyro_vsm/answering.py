@@ -67,7 +67,7 @@ def encode_all(
     model: FewShotModel,
     images: Tensor,
     *,
-    batch: int = 2048,
+    batch: int | None = None,
     device: torch.device | str | None = None,
     amp: bool = False,
 ) -> Tensor:
@@ -76,7 +76,7 @@ def encode_all(
     Args:
         model: lies on `device`; its module modes are restored afterwards.
         images: uint8 `[I, C, H, W]`, anywhere.
-        batch: images encoded at a time.
+        batch: images encoded at a time; None for 2048 on CUDA, 128 on the CPU (whose caches it then fits).
         device: where to compute and to keep the features; None takes the device of the images.
         amp: bfloat16 autocast.
 
@@ -86,12 +86,14 @@ def encode_all(
     Raises:
         UserError: if there are no images, or the features have another shape or are not finite.
     """
+    device = torch.device(device) if device is not None else images.device
+    if batch is None:
+        batch = 2048 if device.type == "cuda" else 128
     if images.dtype != torch.uint8 or images.dim() != 4 or len(images) == 0 or batch < 1:
         raise UserError(
             "encoding needs uint8 images [images, channels, height, width] and a batch of at least 1, "
             f"not {images.dtype} {list(images.shape)} and {batch}"
         )
-    device = torch.device(device) if device is not None else images.device
     features = torch.empty(0, device=device)
     with _untouched(model, device):
         for start in range(0, len(images), batch):

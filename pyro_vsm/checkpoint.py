@@ -83,7 +83,7 @@ def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any
     tensors = {"random.cpu": torch.get_rng_state()}
     if device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
-    name, keys, *rest = np.random.get_state(legacy=True)
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  the state users seed
     tensors["random.numpy"] = torch.from_numpy(np.asarray(keys).astype(np.int64))
     version, internal, gauss = random.getstate()
     tensors["random.python"] = torch.tensor(internal, dtype=torch.int64)
@@ -96,6 +96,6 @@ def restore_random_state(tensors: dict[str, Tensor], meta: dict[str, Any], devic
     if device.type == "cuda" and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"], device)
     name, *rest = meta["numpy"]
-    np.random.set_state((name, tensors["random.numpy"].numpy().astype(np.uint32), *rest))
+    np.random.set_state((name, tensors["random.numpy"].numpy().astype(np.uint32), *rest))  # noqa: NPY002
     version, gauss = meta["python"]
     random.setstate((version, tuple(tensors["random.python"].tolist()), gauss))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -42,18 +42,19 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], None]]]:
 
     sub = command("train", TRAIN)
     sub.add_argument("--config", action="config", help="YAML file with settings; options after it override.")
-    sub.add_argument("--out", type=Optional[str], help="Run folder; by default a new one under runs/.")
+    sub.add_argument("--out", type=str | None, help="Run folder; by default a new one under runs/.")
     sub.add_argument(
-        "--resume", type=Optional[str], metavar="RUN", help="Go on with this run; takes its configuration."
+        "--resume", type=str | None, metavar="RUN", help="Go on with this run; takes its configuration."
     )
     sub.add_argument("--force", action="store_true", help="Resume although configuration or data differ.")
     sub.add_class_arguments(Config, None)
 
     sub = command(
         "evaluate",
-        "Evaluate one trained model on the test episodes.\n\nExample:\n  pyro-vsm evaluate runs/glyphs-5way-1shot/vsm --evaluation.shot 5",
+        "Evaluate one trained model on the test episodes.\n\n"
+        "Example:\n  pyro-vsm evaluate runs/glyphs-5way-1shot/vsm --evaluation.shot 5",
     )
-    sub.add_argument("checkpoint", type=str, help="Run folder, system folder or model.safetensors.")
+    sub.add_argument("checkpoint", type=str, help="Run folder, system folder or model file.")
     _protocol(sub, EvaluationConfig, DataConfig)
 
     sub = command(
@@ -62,7 +63,7 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], None]]]:
         "Example:\n  pyro-vsm compare runs/a/pn runs/a/vsm runs/b/vsm --out comparison",
     )
     sub.add_argument(
-        "checkpoints", type=str, nargs="+", help="Run folders, system folders or model.safetensors files."
+        "checkpoints", type=str, nargs="+", help="Run folders, system folders or model files."
     )
     _protocol(sub, EvaluationConfig, DataConfig)
 
@@ -71,19 +72,23 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], None]]]:
         "Classify images from a few labelled examples.\n\n"
         "Example:\n  pyro-vsm predict --checkpoint runs/glyphs-5way-1shot --support examples --query new_pictures",
     )
-    sub.add_argument("--checkpoint", type=str, required=True, help="Run folder, system folder or model.safetensors.")
+    sub.add_argument("--checkpoint", type=str, required=True, help="Run folder, system folder or model file.")
     sub.add_argument("--support", type=str, required=True, help="Folder with one sub-folder of examples a class.")
     sub.add_argument("--query", type=str, nargs="+", required=True, help="Folders or image files to classify.")
     sub.add_argument("--format", type=Literal["table", "csv", "json"], default="table", help="Of the output.")
-    sub.add_argument("--out", type=Optional[str], help="Write there instead of printing.")
+    sub.add_argument("--out", type=str | None, help="Write there instead of printing.")
     sub.add_argument("--samples", type=int, default=200, help="Posterior samples to average over.")
     sub.add_argument("--seed", type=int, default=0, help="Of the posterior samples.")
     sub.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda.")
     sub.add_argument("--bad_files", type=Literal["stop", "skip"], default="stop", help="About unreadable images.")
 
-    sub = command("data", "Load a data set, print what it holds and draw a contact sheet of each split.\n\nExample:\n  pyro-vsm data --data.name glyphs --out sheets")  # fmt: skip
+    sub = command(
+        "data",
+        "Load a data set, print what it holds and draw a contact sheet of each split.\n\n"
+        "Example:\n  pyro-vsm data --data.name glyphs --out sheets",
+    )
     sub.add_class_arguments(DataConfig, "data")
-    sub.add_argument("--out", type=Optional[str], help="Folder for the contact sheets; none are drawn without it.")
+    sub.add_argument("--out", type=str | None, help="Folder for the contact sheets; none are drawn without it.")
     handlers = {"train": _train, "evaluate": _compare, "compare": _compare, "predict": _predict, "data": _data}
     return parser, handlers
 
@@ -101,9 +106,8 @@ def _formatter() -> Any:
 
 def _protocol(sub: ArgumentParser, evaluation: type, data: type) -> None:
     sub.add_class_arguments(evaluation, "evaluation")
-    sub.add_argument("--split", type=Literal["validation", "test"], default="test", help="Classes to evaluate on.")
     sub.add_argument(
-        "--data.root", type=Optional[str], help="Folder of the data set, if it has moved since training."
+        "--data.root", type=str | None, help="Folder of the data set, if it has moved."
     )
     sub.add_argument("--out", type=str, default="evaluation", help="Folder for tables and per-episode results.")
     sub.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda.")
@@ -129,7 +133,7 @@ def _compare(args: Namespace) -> None:
     from pyro_vsm import jobs
 
     paths = [args.checkpoint] if "checkpoint" in args else args.checkpoints
-    jobs.evaluate(paths, args.evaluation, split=args.split, root=args.data.root, out=args.out, device=args.device)
+    jobs.evaluate(paths, args.evaluation, root=args.data.root, out=args.out, device=args.device)
 
 
 def _predict(args: Namespace) -> None:

@@ -91,7 +91,7 @@ class TrainingConfig:
         ema: decay of the moving average of the weights that is validated and kept; 0 for none.
         seed: of initialisation, episodes, augmentation and posterior noise.
         device: auto, cpu, cuda or cuda:N.
-        amp: run the backbone in bfloat16.
+        amp: run the backbone in bfloat16 (on CUDA only).
         compile: run the backbone through torch.compile.
         cuda_graph: capture the whole step as a CUDA graph (on CUDA only).
         log_every: steps between lines of the log.
@@ -125,8 +125,8 @@ class TrainingConfig:
             )
         if min(self.lr, self.head_lr, self.weight_decay, self.clip) < 0 or not 0 <= self.ema < 1:
             raise UserError(
-                f"training: lr={self.lr}, head_lr={self.head_lr}, weight_decay={self.weight_decay}, clip={self.clip}, "
-                f"ema={self.ema}; rates cannot be negative and ema lies in [0, 1)"
+                f"training: lr={self.lr}, head_lr={self.head_lr}, weight_decay={self.weight_decay}, "
+                f"clip={self.clip}, ema={self.ema}; rates cannot be negative and ema lies in [0, 1)"
             )
 
 
@@ -141,7 +141,7 @@ class EvaluationConfig:
         queries: query images of a class.
         samples: posterior samples that probabilities are averaged over.
         seed: of the episodes and the samples.
-        flip: average the features of an image and its mirror image, for every system alike.
+        split: classes to evaluate on: test, or validation while you are still choosing settings.
     """
 
     episodes: int = 1000
@@ -150,13 +150,14 @@ class EvaluationConfig:
     queries: int = 15
     samples: int = 50
     seed: int = 0
-    flip: bool = False
+    split: Literal["test", "validation"] = "test"
 
     def __post_init__(self) -> None:
         if self.episodes < 2 or self.queries < 1 or self.samples < 1 or min(self.way, self.shot, self.seed) < 0:
             raise UserError(
-                f"evaluation: episodes={self.episodes}, queries={self.queries}, samples={self.samples}, way={self.way}, "
-                f"shot={self.shot}, seed={self.seed}; give at least 2 episodes, 1 query and 1 sample, nothing negative"
+                f"evaluation: episodes={self.episodes}, queries={self.queries}, samples={self.samples}, "
+                f"way={self.way}, shot={self.shot}, seed={self.seed}; give at least 2 episodes, 1 query and 1 sample, "
+                "nothing negative"
             )
 
 
@@ -165,7 +166,7 @@ class Config:
     """A whole run.
 
     Args:
-        systems: what to train, in this order, under one recipe; the first is compared with the others. Known: vsm, vpn, pn.
+        systems: what to train, in this order, under one recipe: any of vsm, vpn, pn.
         data: the images.
         augment: distortions of training images.
         episodes: training episodes.

@@ -17,8 +17,8 @@ class Encoder(nn.Module):
     Args:
         backbone: the network.
         mean, std: of the training images in [0, 1], one number a channel.
-        amp: run the backbone in bfloat16 (features come out in float32 all the same).
-        compiled: run the backbone through ``torch.compile``.
+        amp: run the backbone in bfloat16 on CUDA (features come out in float32 all the same).
+        compiled: run the backbone through ``torch.compile`` while training.
 
     Raises:
         UserError: mean and std do not have one number a channel.
@@ -65,8 +65,9 @@ class Encoder(nn.Module):
         if images.dtype == torch.uint8:
             images = images.float() / 255
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        network = self._compiled() if self.compiled else self.backbone
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.amp, cache_enabled=False):
+        # evaluation comes in other batch sizes, each of which would be compiled anew
+        network = self._compiled() if self.compiled and self.training else self.backbone
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.amp and x.is_cuda, cache_enabled=False):
             h = network(x)
         h = h.float()
         # the small constant keeps a constant image (h = 0) from becoming NaN

@@ -155,7 +155,7 @@ def evaluate_model(
     temperature: float = 1.0,
     max_elements: int = 2**27,
     progress: bool = False,
-    batch: int = 2048,
+    batch: int | None = None,
     device: torch.device | str | None = None,
     amp: bool = False,
 ) -> EpisodeResults:

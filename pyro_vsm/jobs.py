@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from pyro_vsm import checkpoint, report
-from pyro_vsm.config import Config, EvaluationConfig
 from pyro_vsm import data as data_sources
+from pyro_vsm.config import Config, EvaluationConfig
 from pyro_vsm.data import Splits
 from pyro_vsm.data.episodes import EpisodeIndex, fixed_episodes
 from pyro_vsm.data.images import ClassImages
@@ -90,7 +90,7 @@ def train(
         models[name] = load_model(run.model_path)[0]
         seconds[name] = outcome.seconds
     log("")
-    test(models, data.test, config, folder, seconds=seconds, log=log)
+    compare_systems(models, getattr(data, config.evaluation.split), config, folder, seconds=seconds, log=log)
     draw_run(folder)
     log(f"\nRun folder: {folder}")
     return folder
@@ -142,7 +142,7 @@ def find_model(path: Path) -> Path:
     return path
 
 
-def test_episodes(data: ClassImages, e: EvaluationConfig, way: int, shot: int) -> EpisodeIndex:
+def protocol_episodes(data: ClassImages, e: EvaluationConfig, way: int, shot: int) -> EpisodeIndex:
     """The fixed episodes of a protocol; ``way`` and ``shot`` stand in for its zeros."""
     return fixed_episodes(
         data, way=e.way or way, shot=e.shot or shot, queries=e.queries, episodes=e.episodes, seed=e.seed
@@ -153,7 +153,6 @@ def evaluate(
     paths: list[str],
     e: EvaluationConfig,
     *,
-    split: str = "test",
     root: str | None = None,
     out: str = "evaluation",
     device: str = "auto",
@@ -164,7 +163,6 @@ def evaluate(
     Args:
         paths: checkpoints; the first is the reference of the paired differences.
         e: the protocol; way and shot 0 mean those of the first model's training.
-        split: ``validation`` or ``test``.
         root: where the data set lies now.
         out: folder for tables and per-episode results.
         device: where to compute.
@@ -189,10 +187,10 @@ def evaluate(
     names = [meta["system"] for _, meta in loaded]
     labels = names if len(set(names)) == len(names) else [str(p) for p in paths]
     models = {label: model for label, (model, _) in zip(labels, loaded)}
-    return test(models, getattr(data, split), config, Path(out), log=log, reference=labels[0])
+    return compare_systems(models, getattr(data, e.split), config, Path(out), log=log, reference=labels[0])
 
 
-def test(
+def compare_systems(
     models: dict[str, FewShotModel],
     data: ClassImages,
     config: Config,
@@ -205,7 +203,7 @@ def test(
     """Evaluate models on the same episodes, print the table, and keep results and table in ``folder``."""
     e = config.evaluation
     device = pick_device(config.training.device)
-    episodes = test_episodes(data, e, config.episodes.way, config.episodes.shot)
+    episodes = protocol_episodes(data, e, config.episodes.way, config.episodes.shot)
     results: dict[str, EpisodeResults] = {}
     started = time.perf_counter()
     for name, model in models.items():
@@ -218,11 +216,11 @@ def test(
     for row in rows:
         if seconds and row["system"] in seconds:
             row["training_seconds"] = round(seconds[row["system"]], 1)
-    title = f"{episodes.way}-way {episodes.shot}-shot, {len(episodes)} test episodes of {episodes.queries} queries a class"
+    title = f"{episodes.way}-way {episodes.shot}-shot, {len(episodes)} {e.split} episodes of {episodes.queries} queries a class"
     notes = [
-        f"Data: {data.identity()}. Episode seed {e.seed}, training seed {config.training.seed}, {e.samples} posterior samples.",
-        f"± is the 95 % interval over episodes; differences are paired, on the same episodes. Evaluated in {took:.1f} s.",
-        f"Hardware: {hardware(device)}.",
+        f"Data: {data.identity()}. Seed of the episodes {e.seed}, of training {config.training.seed}.",
+        f"{e.samples} posterior samples. ± is the 95 % interval over episodes; differences are paired.",
+        f"Hardware: {hardware(device)}; evaluated in {took:.1f} s.",
     ]
     report.write_report(rows, folder, "table", title, notes)
     log("\n".join([title, "", report.to_text(rows), "", *notes]))

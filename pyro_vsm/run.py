@@ -123,7 +123,8 @@ class Run:
         differences += differing(meta.get("data", {}), self.meta["data"], "data")
         if differences and not force:
             raise UserError(
-                f"{self.state_path} is of another run: {'; '.join(differences[:5])}; use the same settings and data, or --force"
+                f"{self.state_path} is of another run: {'; '.join(differences[:5])}; "
+                "use the same settings and data, or --force"
             )
         part = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         checkpoint.load_into(trainer.model, part, str(self.state_path))
@@ -153,4 +154,5 @@ def differing(old: Any, new: Any, where: str) -> list[str]:
         for key in sorted(set(old) | set(new)):
             found += differing(old.get(key), new.get(key), f"{where}.{key}")
         return found
-    return [] if old == new or (isinstance(old, (list, tuple)) and list(old) == list(new)) else [f"{where}: {old} -> {new}"]  # fmt: skip
+    old, new = (list(v) if isinstance(v, tuple) else v for v in (old, new))  # JSON knows no tuples
+    return [] if old == new else [f"{where}: {old} -> {new}"]

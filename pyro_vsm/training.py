@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,6 +23,9 @@ from pyro_vsm.fewshot import FewShotModel
 from pyro_vsm.results import EpisodeResults
 from pyro_vsm.run import Run
 from pyro_vsm.signals import Interrupt
+
+VALIDATION_SEED = 1
+"""Of the validation episodes; every training of one data set is validated on the same ones."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -133,8 +136,10 @@ class Trainer:
         inside = {id(p) for p in backbone}
         heads = [p for p in model.parameters() if id(p) not in inside and p.requires_grad]
         cuda = self.device.type == "cuda"
-        groups = [{"params": g, "lr": torch.tensor(lr, device=self.device) if cuda else lr} for g, lr in ((backbone, t.lr), (heads, t.head_lr)) if g]  # fmt: skip
-        self.rates = [lr for g, lr in ((backbone, t.lr), (heads, t.head_lr)) if g]
+        parts = [(g, lr) for g, lr in ((backbone, t.lr), (heads, t.head_lr)) if g]
+        self.rates = [lr for _, lr in parts]
+        # on CUDA the rate is a tensor, so that a captured step reads the current one
+        groups = [{"params": g, "lr": torch.tensor(lr, device=self.device) if cuda else lr} for g, lr in parts]
         self.parameters = backbone + heads
         self.optimizer = torch.optim.AdamW(groups, weight_decay=t.weight_decay, capturable=cuda, foreach=True)
         self.average = Average(self.parameters, t.ema)
@@ -243,8 +248,8 @@ class Trainer:
         if not all(math.isfinite(v) for v in means):
             odd = [k for k, v in record.items() if not math.isfinite(v)]
             raise UserError(
-                f"{self.name}: {', '.join(odd)} stopped being finite between steps {self.step - steps} and {self.step}; "
-                f"lower training.lr or the KL weights, and resume from {self.run.folder} (the last good checkpoint is kept)"
+                f"{self.name}: {', '.join(odd)} stopped being finite between steps {self.step - steps} and "
+                f"{self.step}; the last good checkpoint is kept in {self.run.folder}: lower training.lr or the KL weights"
             )
         self.run.log(self.step, "train", record)
         return {"loss": f"{record['loss']:.3f}"}
@@ -269,6 +274,3 @@ class Trainer:
     def _save(self, started: float) -> None:
         self.seconds += time.perf_counter() - started
         self.run.save_state(self)
-
-
-TrainerHook = Callable[[Trainer], None]
