@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vsm import report
-from pyro_vsm.data.class_files import SUFFIXES
+from pyro_vsm.data.class_files import ENDINGS
 from pyro_vsm.data.decode import read_image
 from pyro_vsm.data.folder import read_class_folders
 from pyro_vsm.errors import UserError
@@ -64,14 +64,14 @@ def find_images(paths: list[str]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
         elif path.exists():
             found.append(path)
         else:
             raise UserError(f"there is no file or folder {path}; check --query")
     if not found:
         raise UserError(
-            f"no image in {', '.join(paths)}; give files or folders with {', '.join(sorted(SUFFIXES))}"
+            f"no image in {', '.join(paths)}; give files or folders with {', '.join(sorted(ENDINGS))}"
         )
     return found
 

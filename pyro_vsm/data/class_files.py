@@ -13,7 +13,7 @@ from pyro_vsm.data.decode import BadFiles, decode_images
 from pyro_vsm.data.images import ClassImages
 from pyro_vsm.errors import UserError
 
-_ENDINGS = frozenset(
+ENDINGS = frozenset(
     [
         ".jpg",
         ".jpeg",
@@ -71,7 +71,7 @@ def find_classes(root: Path) -> ClassFiles:
                         continue
                     if entry.is_dir():
                         folders.append(folder / entry.name)
-                    elif os.path.splitext(entry.name)[1].lower() not in _ENDINGS:
+                    elif os.path.splitext(entry.name)[1].lower() not in ENDINGS:
                         continue
                     elif entry.is_file() or entry.is_symlink():  # no pipe; a dead link is reported when decoded
                         files.append(folder / entry.name)
