@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from pathlib import Path
@@ -32,7 +33,8 @@ def write(path: Path | str, tensors: dict[str, Tensor], meta: dict[str, Any]) ->
         UserError: the file cannot be written.
     """
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    header = {"pyro_vsm": json.dumps({"format": FORMAT, "versions": versions(), **meta})}
+    text = json.dumps({"format": FORMAT, "versions": versions(), **meta})
+    header = {"pyro_vsm": text, "sha256": _digest(text, plain)}
     write_atomic(Path(path), save(plain, metadata=header))
 
 
@@ -47,15 +49,30 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"there is no checkpoint {path}; give a run folder or a .safetensors file of pyro-vsm train")
     try:
         with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
-            meta = json.loads((file.metadata() or {})["pyro_vsm"])
+            header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if "pyro_vsm" not in header:
+            raise UserError(f"{path} is a safetensors file of another program; give one of pyro-vsm train")
+        if header.get("sha256", digest := _digest(header["pyro_vsm"], tensors)) != digest:
+            raise UserError(
+                f"{path} is damaged (its content has changed since it was written); restore it or train again"
+            )
+        meta = json.loads(header["pyro_vsm"])
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged or no checkpoint ({error}); restore it or train again") from error
-    except KeyError as error:
-        raise UserError(f"{path} is a safetensors file of another program; give one of pyro-vsm train") from error
-    if not isinstance(meta, dict) or meta.get("format", 0) > FORMAT:
+    if not isinstance(meta, dict) or meta.get("format") not in range(1, FORMAT + 1):
         raise UserError(f"{path} has a format that this version does not read; upgrade pyro-vsm")
     return tensors, meta
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over the meta and the tensors: safetensors itself would not notice a flipped bit."""
+    total = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        total.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        total.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def load_into(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:

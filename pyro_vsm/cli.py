@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from pyro_vsm.errors import UserError
@@ -43,9 +42,7 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], None]]]:
     sub = command("train", TRAIN)
     sub.add_argument("--config", action="config", help="YAML file with settings; options after it override.")
     sub.add_argument("--out", type=str | None, help="Run folder; by default a new one under runs/.")
-    sub.add_argument(
-        "--resume", type=str | None, metavar="RUN", help="Go on with this run; takes its configuration."
-    )
+    sub.add_argument("--resume", type=str | None, metavar="RUN", help="Go on with this run, with its settings.")
     sub.add_argument("--force", action="store_true", help="Resume although configuration or data differ.")
     sub.add_class_arguments(Config, None)
 
@@ -62,9 +59,7 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], None]]]:
         "Evaluate several trained models on the same test episodes, with paired differences to the first.\n\n"
         "Example:\n  pyro-vsm compare runs/a/pn runs/a/vsm runs/b/vsm --out comparison",
     )
-    sub.add_argument(
-        "checkpoints", type=str, nargs="+", help="Run folders, system folders or model files."
-    )
+    sub.add_argument("checkpoints", type=str, nargs="+", help="Run folders, system folders or model files.")
     _protocol(sub, EvaluationConfig, DataConfig)
 
     sub = command(
@@ -106,9 +101,7 @@ def _formatter() -> Any:
 
 def _protocol(sub: ArgumentParser, evaluation: type, data: type) -> None:
     sub.add_class_arguments(evaluation, "evaluation")
-    sub.add_argument(
-        "--data.root", type=str | None, help="Folder of the data set, if it has moved."
-    )
+    sub.add_argument("--data.root", type=str | None, help="Folder of the data set, if it has moved.")
     sub.add_argument("--out", type=str, default="evaluation", help="Folder for tables and per-episode results.")
     sub.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda.")
 
@@ -117,14 +110,10 @@ def _train(args: Namespace) -> None:
     from pyro_vsm import jobs
     from pyro_vsm.config import Config
 
-    if args.resume:
-        path = Path(args.resume) / "config.yaml"
-        if not path.is_file():
-            raise UserError(f"cannot resume {args.resume}: there is no config.yaml in it; give the folder of a run")
-        config, out = Config.from_dict(yaml.safe_load(path.read_text(encoding="utf-8"))), args.resume
-    else:
-        config = Config(**{k: args[k] for k in Config.__dataclass_fields__})
-        out = args.out
+    if args.resume and args.out:
+        raise UserError("--out has no place beside --resume, which goes on in the folder of the run; leave it out")
+    config = Config(**{k: args[k] for k in Config.__dataclass_fields__})
+    out = args.resume or args.out
     if jobs.train(config, out, resume=bool(args.resume), force=args.force) is None:
         raise SystemExit(130)
 
@@ -151,7 +140,6 @@ def _data(args: Namespace) -> None:
 
     data = load(args.data)
     if args.out:
-        Path(args.out).mkdir(parents=True, exist_ok=True)
         for name in ("train", "validation", "test"):
             path = Path(args.out) / f"{data.name}-{name}.png"
             contact_sheet(getattr(data, name), path)
@@ -162,7 +150,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 for bad input, 130 if interrupted."""
     try:
         parser, handlers = _parsers()
+        argv = list(sys.argv[1:] if argv is None else argv)
         args = parser.parse_args(argv)
+        if args.command == "train" and args.train.resume:  # the run's settings come first, those given after them
+            from pyro_vsm.jobs import read_config
+
+            read_config(args.train.resume)  # says clearly what is wrong with it
+            stored = str(Path(args.train.resume) / "config.yaml")
+            args = parser.parse_args([argv[0], "--config", stored, *argv[1:]])
         args = parser.instantiate(args) if hasattr(parser, "instantiate") else parser.instantiate_classes(args)
         handlers[args.command](args[args.command])
     except UserError as error:

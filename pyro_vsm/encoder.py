@@ -39,7 +39,8 @@ class Encoder(nn.Module):
         super().__init__()
         if not len(mean) == len(std) == backbone.channels:
             raise UserError(
-                f"encoder: {len(mean)} means and {len(std)} deviations for {backbone.channels} channels; give one each"
+                f"encoder: {len(mean)} means and {len(std)} deviations for {backbone.channels} channels; "
+                "give one each"
             )
         self.backbone = backbone
         self.amp, self.compiled = amp, compiled
@@ -62,8 +63,7 @@ class Encoder(nn.Module):
             raise UserError(
                 f"images have shape {list(images.shape)}; this model takes [batch, {', '.join(map(str, wanted))}]"
             )
-        if images.dtype == torch.uint8:
-            images = images.float() / 255
+        images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         # evaluation comes in other batch sizes, each of which would be compiled anew
         network = self._compiled() if self.compiled and self.training else self.backbone

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pyro_vsm import plots
 from pyro_vsm.errors import UserError
 from pyro_vsm.results import EpisodeResults
+from pyro_vsm.run import read_metrics
 
 
 def draw_run(folder: Path | str) -> list[Path]:
@@ -30,7 +30,7 @@ def draw_run(folder: Path | str) -> list[Path]:
     target = folder / "plots"
     written = []
     for path in logs:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        records = read_metrics(path)
         name = path.parent.name
         written.append(plots.save(plots.learning_curves(records), target / f"{name}-learning.png"))
         if any("train/kl_z" in r for r in records):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from pyro_vsm import checkpoint, report
 from pyro_vsm import data as data_sources
 from pyro_vsm.config import Config, EvaluationConfig
 from pyro_vsm.data import Splits
-from pyro_vsm.data.episodes import EpisodeIndex, fixed_episodes
+from pyro_vsm.data.episodes import EpisodeIndex, EpisodeSampler, fixed_episodes
 from pyro_vsm.data.images import ClassImages
 from pyro_vsm.errors import UserError
 from pyro_vsm.evaluation import evaluate_model
@@ -58,33 +59,39 @@ def train(
         UserError: bad configuration, data or folder.
     """
     unknown = [s for s in config.systems if s not in SYSTEMS]
-    if unknown or not config.systems:
+    if unknown or not config.systems or len(set(config.systems)) < len(config.systems):
         raise UserError(
-            f"systems: {config.systems} must name at least one of {', '.join(sorted(SYSTEMS))}, and nothing else"
+            f"systems: {config.systems} must name at least one of {', '.join(sorted(SYSTEMS))}, each once, "
+            "and nothing else"
         )
     e = config.episodes
     folder = Path(out) if out else free_folder(f"{config.data.name}-{e.way}way-{e.shot}shot")
-    if not resume and folder.exists() and any(folder.iterdir()):
+    if not resume and occupied(folder):
         raise UserError(f"{folder} is not empty; choose another --out, or continue it with --resume {folder}")
     data = data_sources.load(config.data, log)
-    write_atomic(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
     images = ImageSpec.of(data)
+    _check_all(config, data, images)
     models: dict[str, FewShotModel] = {}
     seconds: dict[str, float] = {}
-    for name in config.systems:
+    for number, name in enumerate(config.systems):
+        t = config.training
+        torch.manual_seed(t.seed)
+        model = build_model(name, config.model, images, amp=t.amp, compiled=t.compile)
+        run = Run(folder / name, checkpoint_meta(name, config, images, data))
+        trainer = Trainer(model, data, config, run, name)
+        if resume and run.state_path.exists():
+            run.restore(trainer, force=force)
+        else:
+            run.forget()
+        if number == 0:  # not before a state of other settings could be refused
+            write_atomic(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
         with Interrupt() as interrupt:
-            torch.manual_seed(config.training.seed)
-            t = config.training
-            model = build_model(name, config.model, images, amp=t.amp, compiled=t.compile)
-            run = Run(folder / name, checkpoint_meta(name, config, images, data))
-            trainer = Trainer(model, data, config, run, name)
-            if resume and run.state_path.exists():
-                run.restore(trainer, force=force)
             outcome = trainer.fit(interrupt)
             run.close()
-        if not outcome.finished:
+        if not outcome.finished or interrupt.requested:
             log(
-                f"Stopped at step {outcome.step} of {config.training.steps}; go on with: pyro-vsm train --resume {folder}"
+                f"Stopped {name} at step {outcome.step} of {t.steps}; "
+                f"go on with: pyro-vsm train --resume {shlex.quote(str(folder))}"
             )
             return None
         models[name] = load_model(run.model_path)[0]
@@ -94,6 +101,29 @@ def train(
     draw_run(folder)
     log(f"\nRun folder: {folder}")
     return folder
+
+
+def occupied(folder: Path) -> bool:
+    """Whether something lies in the folder.
+
+    Raises:
+        UserError: it is no folder, or cannot be read.
+    """
+    try:
+        return folder.exists() and any(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"cannot use {folder} as run folder ({error.strerror}); choose another --out") from error
+
+
+def _check_all(config: Config, data: Splits, images: ImageSpec) -> None:
+    """Find what would stop a later system, or the test after all training, before anything is written."""
+    for name in config.systems:
+        build_model(name, config.model, images)
+    e, v = config.episodes, config.evaluation
+    EpisodeSampler(data.train, way=e.way, shot=e.shot, queries=e.queries)
+    fixed_episodes(data.validation, way=e.way, shot=e.shot, queries=v.queries, episodes=1, seed=0)
+    protocol_episodes(getattr(data, v.split), v, e.way, e.shot)
+    pick_device(config.training.device)
 
 
 def checkpoint_meta(name: str, config: Config, images: ImageSpec, data: Splits) -> dict[str, Any]:
@@ -115,10 +145,12 @@ def load_model(path: Path | str, *, device: str = "cpu") -> tuple[FewShotModel, 
     path = find_model(Path(path))
     tensors, meta = checkpoint.read(path)
     try:
-        config, name = Config.from_dict(meta["config"]), meta["system"]
+        config, name = Config.from_dict(meta["config"]), str(meta["system"])
         images = ImageSpec(**meta["images"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} lacks {error}; it is no model of pyro-vsm train") from error
+    if any(k.startswith("optimizer.") for k in tensors) or "random.cpu" in tensors:
+        raise UserError(f"{path} is a state to resume from; give the model.safetensors beside it")
     model = build_model(name, config.model, images, amp=False, trusted=False)
     checkpoint.load_into(model, tensors, str(path))
     return model.to(pick_device(device)).eval(), meta
@@ -129,6 +161,29 @@ def load(path: Path | str, *, device: str = "auto") -> FewShotModel:
     return load_model(path, device=device)[0]
 
 
+def read_config(folder: Path | str) -> Config:
+    """The configuration of a run folder.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = Path(folder) / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"there is no config.yaml in {folder}; give the folder of a run")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read ({reason}); restore it") from error
+    try:
+        config = Config.from_dict(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if not isinstance(config.systems, list) or not config.systems or not all(s in SYSTEMS for s in config.systems):
+        raise UserError(f"{path} names no known systems ({config.systems}); restore it")
+    return config
+
+
 def find_model(path: Path) -> Path:
     """The ``model.safetensors`` that a path means."""
     if path.is_dir():
@@ -136,8 +191,7 @@ def find_model(path: Path) -> Path:
             return path / "model.safetensors"
         config = path / "config.yaml"
         if config.exists():
-            first = yaml.safe_load(config.read_text(encoding="utf-8"))["systems"][0]
-            return path / first / "model.safetensors"
+            return path / read_config(path).systems[0] / "model.safetensors"
         raise UserError(f"{path} is no run folder: it holds neither model.safetensors nor config.yaml")
     return path
 
@@ -182,7 +236,8 @@ def evaluate(
     for path, (_, meta) in zip(paths, loaded):
         if meta["data"] != identity:
             log(
-                f"Note: {path} was trained on other images than these ({', '.join(differing(meta['data'], identity, 'data')[:3])})."
+                f"Note: {path} was trained on other images than these "
+                f"({', '.join(differing(meta['data'], identity, 'data')[:3])})."
             )
     names = [meta["system"] for _, meta in loaded]
     labels = names if len(set(names)) == len(names) else [str(p) for p in paths]
@@ -216,7 +271,10 @@ def compare_systems(
     for row in rows:
         if seconds and row["system"] in seconds:
             row["training_seconds"] = round(seconds[row["system"]], 1)
-    title = f"{episodes.way}-way {episodes.shot}-shot, {len(episodes)} {e.split} episodes of {episodes.queries} queries a class"
+    title = (
+        f"{episodes.way}-way {episodes.shot}-shot, {len(episodes)} {e.split} episodes "
+        f"of {episodes.queries} queries a class"
+    )
     notes = [
         f"Data: {data.identity()}. Seed of the episodes {e.seed}, of training {config.training.seed}.",
         f"{e.samples} posterior samples. ± is the 95 % interval over episodes; differences are paired.",

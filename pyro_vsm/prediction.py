@@ -70,9 +70,7 @@ def find_images(paths: list[str]) -> list[Path]:
         else:
             raise UserError(f"there is no file or folder {path}; check --query")
     if not found:
-        raise UserError(
-            f"no image in {', '.join(paths)}; give files or folders with {', '.join(sorted(ENDINGS))}"
-        )
+        raise UserError(f"no image in {', '.join(paths)}; give files or folders with {', '.join(sorted(ENDINGS))}")
     return found
 
 
@@ -98,11 +96,35 @@ def predict(
     features = [_encode(model, s.to(device)) for s in support]
     x = _encode(model, query.to(device)).unsqueeze(0)
     shots = min(len(f) for f in features)
-    # classes with more examples than the smallest keep all of them, folded into as many mean features
-    folded = torch.stack([torch.stack([c.mean(0) for c in f.chunk(shots)][:shots]) for f in features])
+    folded = torch.stack([fold(f, shots) for f in features])
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         return torch.cat([model.predict(folded.unsqueeze(0), q, samples)[0] for q in x.split(256, 1)]).cpu()
+
+
+def fold(features: Tensor, shots: int) -> Tensor:
+    """Fewer features ``[shots, D]`` of the same mean as ``[K, D]``: every example counts, and each as much.
+
+    Feature j is the mean of the j-th part of the examples, one that lies across a border shared by both parts.
+    The model then takes a class for one of ``shots`` examples: a little too unsure, never too sure.
+    """
+    K = len(features)
+    borders = torch.arange(K + 1, device=features.device) / K
+    edges = torch.arange(shots + 1, device=features.device) / shots
+    low = torch.maximum(borders[:-1], edges[:-1, None])
+    high = torch.minimum(borders[1:], edges[1:, None])
+    return shots * (high - low).clamp_min(0) @ features
+
+
+def check_support(folder: Path) -> None:
+    """Refuse class folders without an image, which would otherwise be passed over in silence.
+
+    Raises:
+        UserError: a folder in ``folder`` holds no image at any depth.
+    """
+    for path in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        if not any(p.suffix.lower() in ENDINGS for p in path.rglob("*")):
+            raise UserError(f"class folder {path} holds no image; add at least one example or remove the folder")
 
 
 def _encode(model: FewShotModel, images: Tensor) -> Tensor:
@@ -131,6 +153,8 @@ def predict_files(
     model, _ = load_model(checkpoint, device=device)
     backbone = model.encoder.backbone
     size, channels = backbone.image_size, backbone.channels
+    if Path(support).is_dir():
+        check_support(Path(support))
     examples = read_class_folders(support, size, channels, bad_files)
     if examples.n_classes < 2:
         raise UserError(f"{support} holds the class {examples.names[0]!r} alone; add a folder for each further class")

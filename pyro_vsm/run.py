@@ -14,7 +14,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pyro_vsm import checkpoint
 from pyro_vsm.errors import UserError
@@ -39,6 +40,7 @@ class Run:
         self.folder = Path(folder)
         self.meta = meta
         self._board: Any = None
+        self._started_at = 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -73,16 +75,16 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The records so far."""
-        if not self.metrics_path.exists():
-            return []
-        return [json.loads(line) for line in self.metrics_path.read_text(encoding="utf-8").splitlines()]
+        return read_metrics(self.metrics_path)
 
     def _tensorboard(self) -> Any:
         if self._board is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # TensorBoard's own imports
                 from torch.utils.tensorboard import SummaryWriter
-            self._board = SummaryWriter(str(self.folder), flush_secs=30)
+            # events of steps that were cut off by an interruption are hidden
+            purge = self._started_at + 1 if self._started_at else None
+            self._board = SummaryWriter(str(self.folder), flush_secs=30, purge_step=purge)
         return self._board
 
     def close(self) -> None:
@@ -108,6 +110,7 @@ class Run:
             "best_accuracy": trainer.best_accuracy if trainer.best_step else None,
             "best_step": trainer.best_step,
             "seconds": trainer.seconds,
+            "sums": list(trainer.sums),  # in the order of the log
             "random": random_meta,
         }
         checkpoint.write(self.state_path, tensors | random_tensors, {**self.meta, **meta})
@@ -119,6 +122,10 @@ class Run:
             UserError: damaged state, or one of another configuration or other data (unless forced).
         """
         tensors, meta = checkpoint.read(self.state_path)
+        if meta.get("system") != self.meta["system"] or "step" not in meta:
+            raise UserError(
+                f"{self.state_path} is no state of training {self.meta['system']!r}; restore the right file"
+            )
         differences = differing(meta.get("config", {}), self.meta["config"], "config")
         differences += differing(meta.get("data", {}), self.meta["data"], "data")
         if differences and not force:
@@ -126,25 +133,55 @@ class Run:
                 f"{self.state_path} is of another run: {'; '.join(differences[:5])}; "
                 "use the same settings and data, or --force"
             )
+        try:
+            self._restore(trainer, tensors, meta)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{self.state_path} does not fit this training ({type(error).__name__}: {error}); restore the right "
+                "file, or train anew in another folder"
+            ) from error
+
+    def forget(self) -> None:
+        """Cut back the log of a training that ended before its first state was saved."""
+        self.metrics_path.unlink(missing_ok=True)
+
+    def _restore(self, trainer: Trainer, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         part = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         checkpoint.load_into(trainer.model, part, str(self.state_path))
         for i, value in enumerate(trainer.average.values):
             value.copy_(tensors[f"average.{i}"])
-        trainer.sums = {
-            k.removeprefix("sum."): v.to(trainer.device) for k, v in tensors.items() if k.startswith("sum.")
-        }
+        trainer.sums = {k: tensors[f"sum.{k}"].to(trainer.device) for k in meta["sums"]}
         state = trainer.optimizer.state_dict()
         for key, value in tensors.items():
             if key.startswith("optimizer."):
                 _, index, name = key.split(".", 2)
+                parameter = trainer.parameters[int(index)]
+                if value.shape == parameter.shape:  # keeps the memory format, which fused updates need alike
+                    value = torch.empty_like(parameter, requires_grad=False).copy_(value)
                 state["state"].setdefault(int(index), {})[name] = value
         trainer.optimizer.load_state_dict(state)
         trainer.step, trainer.best_step, trainer.seconds = meta["step"], meta["best_step"], meta["seconds"]
         if meta["best_accuracy"] is not None:
             trainer.best_accuracy = meta["best_accuracy"]
         kept = [r for r in self.metrics() if r["step"] <= trainer.step]
+        self._started_at = trainer.step
         write_atomic(self.metrics_path, "".join(json.dumps(r) + "\n" for r in kept).encode())
         checkpoint.restore_random_state(tensors, meta["random"], trainer.device)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl``, none if it is not there; a last line cut off by a crash is left out.
+
+    Raises:
+        UserError: the file cannot be read or holds something else.
+    """
+    if not path.exists():
+        return []
+    try:
+        lines = path.read_bytes().decode("utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1]]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); restore it, or train anew in another folder") from error
 
 
 def differing(old: Any, new: Any, where: str) -> list[str]:

@@ -111,6 +111,12 @@ def build_model(
     """
     if name not in SYSTEMS:
         raise UserError(f"there is no system {name!r}; known are {', '.join(sorted(SYSTEMS))}")
-    backbone = BACKBONES.build(config.backbone, images.channels, images.size, trusted=trusted)
-    encoder = Encoder(backbone, images.mean, images.std, amp=amp, compiled=compiled)
-    return SYSTEMS[name](encoder, config, images, trusted)
+    try:
+        backbone = BACKBONES.build(config.backbone, images.channels, images.size, trusted=trusted)
+        encoder = Encoder(backbone, images.mean, images.std, amp=amp, compiled=compiled)
+        return SYSTEMS[name](encoder, config, images, trusted)
+    except (TypeError, ValueError, RuntimeError) as error:  # of a value that a part cannot work with
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{name}: the model cannot be built ({type(error).__name__}: {reason}); check the values under model"
+        ) from error

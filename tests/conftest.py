@@ -1,13 +1,22 @@
-"""Every test starts from a fixed seed and an empty parameter store."""
+"""Every test starts from a fixed seed and an empty parameter store; tiny images and runs for the application."""
 
 import os
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pyro
 import pytest
 import torch
+from PIL import Image
+
+from pyro_vsm import data as data_sources
+from pyro_vsm.cli import main
+from pyro_vsm.config import Config
+from pyro_vsm.data import DataConfig, Splits
 
 
 @pytest.fixture(autouse=True)
@@ -15,9 +24,9 @@ def clean_start():
     """Seed all generators and clear Pyro's parameter store before each test."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    np.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  the state that users seed
     pyro.enable_validation(True)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # the tensors are tiny, and two threads that share a core wait for each other
 
 
 def pytest_collection_modifyitems(items):
@@ -28,3 +37,79 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "cuda" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of 6 PNG files each, 12 train / 6 val / 6 test; a class is a pattern of stripes in a colour."""
+    root = tmp_path_factory.mktemp("tiny images")
+    random = np.random.default_rng(0)
+    number = 0
+    for split, classes in (("train", 12), ("val", 6), ("test", 6)):
+        for c in range(classes):
+            folder = root / split / f"{split} {c}"
+            folder.mkdir(parents=True)
+            angle, period, colour = 2.4 * number, 3 + number % 4, random.uniform(0.2, 1, 3)
+            number += 1
+            for i in range(6):
+                side = int(random.integers(28, 41))
+                y, x = np.mgrid[:side, :side]
+                wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period + random.uniform(0, 6))
+                pixels = 128 + 100 * wave[..., None] * colour + random.normal(0, 8, (side, side, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_root: Path) -> Splits:
+    """The images of ``tiny_root`` at 28 pixels."""
+    return data_sources.load(DataConfig("folder", str(tiny_root), 28, cache=False, threads=1), lambda _: None)
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(tiny_root: Path) -> dict:
+    """Settings of a run of a few seconds, as nested dictionaries."""
+    return {
+        "systems": ["vsm"],
+        "data": {"name": "folder", "root": str(tiny_root), "image_size": 28, "cache": False, "threads": 1},
+        "episodes": {"way": 3, "shot": 1, "queries": 2, "tasks": 2},
+        "model": {
+            "backbone": {"class_path": "conv4", "init_args": {"width": 8}},
+            "posterior_z": {"class_path": "amortised", "init_args": {"hidden": 16}},
+            "address_dim": 4,
+            "particles": 2,
+        },
+        "training": {
+            "steps": 8,
+            "log_every": 3,
+            "validate_every": 4,
+            "checkpoint_every": 4,
+            "validation_episodes": 4,
+            "device": "cpu",
+        },
+        "evaluation": {"episodes": 6, "queries": 3, "samples": 5},
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_settings: dict) -> Callable[..., Config]:
+    """``tiny_config(systems=[...], training={"steps": 2})``: the tiny settings with some changed."""
+
+    def make(**changes) -> Config:
+        values = {**tiny_settings}
+        for name, change in changes.items():
+            values[name] = {**values[name], **change} if isinstance(change, dict) else change
+        return Config.from_dict(values)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[..., Config]) -> Path:
+    """The folder of a finished run of vsm, vpn and pn by the command line. Do not write there."""
+    import yaml
+
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_config(systems=["vsm", "vpn", "pn"]).to_dict()))
+    assert main(["train", "--config", str(folder / "tiny.yaml"), "--out", str(folder / "tiny run")]) == 0
+    return folder / "tiny run"
