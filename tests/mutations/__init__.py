@@ -1,0 +1,1 @@
+"""Deliberate errors in the package, each of which the tests must notice: ``python -m tests.mutations``."""

@@ -1,0 +1,232 @@
+"""The list: one wrong line each, of the kind that runs, trains and looks plausible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One error.
+
+    Attributes:
+        what: in words.
+        file: in the package.
+        old: occurs exactly once in the file.
+        new: replaces it.
+        tests: files in tests/core that are run; the first that fails is enough.
+    """
+
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+EXACT = ("test_exactness.py",)
+MEMORY = ("test_memory.py",)
+DENSITY = ("test_posteriors.py", "test_priors.py")
+
+MUTATIONS = [
+    # objectives
+    Mutation(
+        "sign of the guide's term in the KL's gradient",
+        "objectives.py",
+        "surrogate = surrogate - entropy.sum()",
+        "surrogate = surrogate + entropy.sum()",
+        EXACT,
+    ),
+    Mutation(
+        "sign of the KL in the value",
+        "objectives.py",
+        "(_total(guide_trace) - log_p).detach()",
+        "(-_total(guide_trace) - log_p).detach()",
+        EXACT,
+    ),
+    Mutation(
+        "score term of the addresses dropped",
+        "objectives.py",
+        "surrogate = surrogate + (_centred(signal, self.num_particles) * score).sum()",
+        "surrogate = surrogate + 0 * score.sum()",
+        EXACT,
+    ),
+    Mutation(
+        "baseline includes the own particle",
+        "objectives.py",
+        "return (signal - signal.mean(PARTICLES, keepdim=True)) * (particles / (particles - 1))",
+        "return signal - signal.mean(PARTICLES, keepdim=True)",
+        EXACT,
+    ),
+    Mutation(
+        "importance-weighted bound without its 1/P",
+        "objectives.py",
+        "bound = log_w.logsumexp(0) - math.log(P)",
+        "bound = log_w.logsumexp(0)",
+        EXACT,
+    ),
+    Mutation(
+        "mean of logs for log of mean in the importance-weighted bound",
+        "objectives.py",
+        "bound = log_w.logsumexp(0) - math.log(P)",
+        "bound = log_w.mean(0)",
+        EXACT,
+    ),
+    Mutation(
+        "VIMCO's baseline includes the own weight",
+        "objectives.py",
+        "others = (log_w.sum(0) - log_w) / (P - 1)",
+        "others = log_w.mean(0).expand(log_w.shape)",
+        EXACT,
+    ),
+    # model
+    Mutation(
+        "KL weight on the model only",
+        "model.py",
+        'with weighted(self.beta_z):\n                pyro.sample("z", self.posterior_z',
+        'with nullcontext():\n                pyro.sample("z", self.posterior_z',
+        ("test_model.py",),
+    ),
+    Mutation(
+        "m under the KL weight of z",
+        "model.py",
+        "with weighted(self.beta_m):",
+        "with weighted(self.beta_z):",
+        ("test_model.py",),
+    ),
+    Mutation(
+        "logits averaged instead of probabilities",
+        "vsm.py",
+        "samples)[1].softmax(-1).mean(0)",
+        "samples)[1].mean(0).softmax(-1)",
+        EXACT,
+    ),
+    # densities
+    Mutation(
+        "sigma for sigma squared in the mixture's density",
+        "distributions.py",
+        "precision = self.scale.square().reciprocal()",
+        "precision = self.scale.reciprocal()",
+        DENSITY,
+    ),
+    Mutation(
+        "factor 1/2 missing in the mixture's density",
+        "distributions.py",
+        "return constant - 0.5 * square",
+        "return constant - square",
+        DENSITY,
+    ),
+    Mutation(
+        "components not detached in the score of the addresses",
+        "distributions.py",
+        "self.logits + components.detach()",
+        "self.logits + components",
+        EXACT,
+    ),
+    Mutation(
+        "Woodbury's identity with the wrong sign",
+        "distributions.py",
+        "square = (gap.square() / self.diag).sum(-1) - white.square().sum(-1)",
+        "square = (gap.square() / self.diag).sum(-1) + white.square().sum(-1)",
+        DENSITY,
+    ),
+    Mutation(
+        "conjugate posterior believes in one observation however many there are",
+        "distributions.py",
+        "total = diag + noise / shots  # S",
+        "total = diag + noise  # S",
+        ("test_posteriors.py", "test_calibration.py"),
+    ),
+    Mutation(
+        "empirical Bayes divides the covariance by the number of entries once more",
+        "priors.py",
+        "root = (weight.sqrt() * self.scale().sqrt())",
+        "root = (weight * self.scale().sqrt())",
+        ("test_priors.py",),
+    ),
+    Mutation(
+        "variance where the standard deviation belongs in the paper's prior of z",
+        "priors.py",
+        "pooled.rsqrt()",
+        "pooled.reciprocal()",
+        ("test_priors.py",),
+    ),
+    Mutation(
+        "variance where the standard deviation belongs in moment matching",
+        "posteriors.py",
+        "q.variance.clamp_min(1e-8).sqrt()",
+        "q.variance.clamp_min(1e-8)",
+        ("test_posteriors.py",),
+    ),
+    Mutation(
+        "factor 2 missing in the squared distance",
+        "likelihood.py",
+        "return 2 * query @ z.mT",
+        "return query @ z.mT",
+        ("test_likelihood.py",),
+    ),
+    # memory
+    Mutation(
+        "own classes not left out of recall",
+        "memory.py",
+        "allowed = allowed & (own.unsqueeze(-1) != classes[:C]).all(1)",
+        "allowed = allowed & (own.unsqueeze(-1) != classes[:C]).any(1)",
+        MEMORY,
+    ),
+    Mutation(
+        "softmax of the addressing over the classes of the task",
+        "memory.py",
+        "return F.log_softmax(g, -1)",
+        "return F.log_softmax(g, 1)",
+        MEMORY,
+    ),
+    Mutation(
+        "memory rows shifted by one",
+        "memory.py",
+        "match.to(torch.uint8).argmax(-1), fresh)",
+        "(match.to(torch.uint8).argmax(-1) + 1) % C, fresh)",
+        MEMORY,
+    ),
+    Mutation(
+        "alpha swapped with 1 - alpha",
+        "memory.py",
+        "alpha * old + (1 - alpha) * candidate",
+        "(1 - alpha) * old + alpha * candidate",
+        MEMORY,
+    ),
+    Mutation(
+        "a class in several tasks keeps the images of its first only",
+        "memory.py",
+        "member = same.repeat_interleave(R, 1)",
+        "member = torch.eye(len(slots), device=slots.device).bool().repeat_interleave(R, 1)",
+        MEMORY,
+    ),
+    Mutation(
+        "recall reads the old entries, so that the update learns nothing",
+        "memory.py",
+        "if write is not None:\n            entries",
+        "if False:\n            entries",
+        MEMORY,
+    ),
+    Mutation(
+        "newest entry makes room instead of the oldest",
+        "memory.py",
+        "age = self.written[:C] + 1",
+        "age = self.step - self.written[:C] + 1",
+        MEMORY,
+    ),
+    Mutation(
+        "top k keeps one too few",
+        "memory.py",
+        "g = g.masked_fill(g < least",
+        "g = g.masked_fill(g <= least",
+        MEMORY,
+    ),
+    Mutation(
+        "attention over all images of the batch, not of the class",
+        "memory_updates.py",
+        'e = e.masked_fill(~member, float("-inf"))',
+        "e = e.masked_fill(~member, 0.0)",
+        MEMORY,
+    ),
+]
