@@ -84,7 +84,13 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], None]]]:
     )
     sub.add_class_arguments(DataConfig, "data")
     sub.add_argument("--out", type=str | None, help="Folder for the contact sheets; none are drawn without it.")
-    handlers = {"train": _train, "evaluate": _compare, "compare": _compare, "predict": _predict, "data": _data}
+    handlers: dict[str, Callable[[Namespace], None]] = {
+        "train": _train,
+        "evaluate": _compare,
+        "compare": _compare,
+        "predict": _predict,
+        "data": _data,
+    }
     return parser, handlers
 
 

@@ -54,7 +54,7 @@ class Average:
     """
 
     def __init__(self, parameters: list[nn.Parameter], decay: float):
-        self.parameters = parameters
+        self.parameters: list[Tensor] = list(parameters)
         self.decay = decay
         self.values = [p.detach().clone() for p in parameters]
         self.rate = torch.ones((), device=parameters[0].device)

@@ -220,8 +220,8 @@ class VSM(FewShotModel):
             trace, logits = self.posterior(task, samples)
         finally:
             self.train(mode)
-        z = trace.nodes["z"]["value"]
-        m = trace.nodes["m"]["value"] if "m" in trace else self.program.memory_use(task)
+        z: Any = trace.nodes["z"]["value"]
+        m: Any = trace.nodes["m"]["value"] if "m" in trace else self.program.memory_use(task)
         N, D = z.shape[-2:]
         p = logits.softmax(-1)[:, 0]
         return Inference(

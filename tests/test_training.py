@@ -1,0 +1,339 @@
+"""The training loop: what a step does, what is kept, and that nothing disturbs the training stream."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pyro_vsm.baselines import PrototypicalNetwork
+from pyro_vsm.errors import UserError
+from pyro_vsm.fewshot import FewShotModel
+from pyro_vsm.likelihood import LIKELIHOODS
+from pyro_vsm.memory_updates import MEMORY_UPDATES
+from pyro_vsm.memory_uses import MEMORY_USES
+from pyro_vsm.objectives import OBJECTIVES
+from pyro_vsm.posteriors import POSTERIORS_M, POSTERIORS_Z
+from pyro_vsm.priors import PRIORS_M, PRIORS_Z
+from pyro_vsm.run import Run
+from pyro_vsm.systems import ImageSpec, build_model
+from pyro_vsm.training import Average, Trainer, pick_device
+
+
+@pytest.fixture
+def make_trainer(tmp_path, tiny_config, tiny_data):
+    """``make_trainer("vsm", training={...})``: a fresh trainer from the tiny settings."""
+
+    def make(system: str = "vsm", folder: str = "run", **changes) -> Trainer:
+        config = tiny_config(**changes)
+        torch.manual_seed(config.training.seed)
+        model = build_model(system, config.model, ImageSpec.of(tiny_data))
+        meta = {"system": system, "config": config.to_dict(), "data": {}}
+        return Trainer(model, tiny_data, config, Run(tmp_path / folder, meta), system)
+
+    return make
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert not [k for k in a if not torch.equal(a[k], b[k])]
+
+
+# --- one step -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("system", ["vsm", "vpn", "pn"])
+def test_three_steps_change_every_trainable_parameter(make_trainer, system):
+    # heads that start at zero pass no gradient to what lies before them in the first step; warm-up starts at 0
+    trainer = make_trainer(system, model={"warmup": 0.0, "beta_z": 0.1, "beta_m": 0.1}, training={"clip": 0.0})
+    trainable = [n for n, p in trainer.model.named_parameters() if p.requires_grad]
+    before = weights(trainer.model)
+    for _ in range(3):
+        trainer._advance()
+    after = trainer.model.state_dict()
+    assert [n for n in trainable if torch.equal(before[n], after[n])] == []
+
+
+def test_every_trainable_parameter_is_optimised_and_averaged_once(make_trainer):
+    trainer = make_trainer()
+    wanted = {id(p) for p in trainer.model.parameters() if p.requires_grad}
+    optimised = [id(p) for g in trainer.optimizer.param_groups for p in g["params"]]
+    assert len(optimised) == len(set(optimised))
+    assert set(optimised) == wanted
+    assert {id(p) for p in trainer.average.parameters} == wanted
+
+
+@pytest.mark.parametrize("system", ["vsm", "vpn", "pn"])
+def test_loss_falls_and_unseen_classes_are_recognised(make_trainer, system):
+    trainer = make_trainer(
+        system,
+        training={"steps": 80, "log_every": 10, "validate_every": 0, "checkpoint_every": 0, "lr": 5e-3},
+        model={"backbone": {"class_path": "conv4", "init_args": {"width": 16}}},
+    )
+    trainer.fit()
+    losses = [r["train/loss"] for r in trainer.run.metrics() if "train/loss" in r]
+    assert sum(losses[-3:]) < 0.6 * sum(losses[:3])
+    results = trainer.evaluate(trainer.validation_data, trainer.validation_episodes)
+    assert results.interval("accuracy").mean > 0.6  # of three classes, by chance 1/3
+
+
+VARIANTS = [
+    (section, name)
+    for section, registry in {
+        "prior_m": PRIORS_M.classes,
+        "prior_z": PRIORS_Z.classes,
+        "posterior_m": POSTERIORS_M.classes,
+        "posterior_z": POSTERIORS_Z.classes,
+        "likelihood": LIKELIHOODS.classes,
+        "memory_use": MEMORY_USES.classes,
+        "memory_update": MEMORY_UPDATES.classes,
+        "objective": OBJECTIVES,
+    }.items()
+    for name in registry
+]
+
+
+@pytest.mark.parametrize(("part", "name"), VARIANTS)
+def test_vsm_trains_with_every_named_variant(make_trainer, part, name):
+    with_conjugate = {"posterior_z": "conjugate"} if name in ("empirical_bayes", "conditional") else {}
+    trainer = make_trainer(model={**with_conjugate, part: name}, training={"steps": 3, "log_every": 1})
+    outcome = trainer.fit()
+    assert outcome.finished
+    assert outcome.step == 3
+    records = trainer.run.metrics()
+    assert all(math.isfinite(v) for r in records for v in r.values())
+    assert {r["step"] for r in records if "train/loss" in r} == {1, 2, 3}
+
+
+# --- average and schedule ---------------------------------------------------------------------------------------
+
+
+def test_average_follows_the_formula():
+    p = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    average = Average([p], 0.9)
+    by_hand = [1.0, -2.0]
+    for step in range(200):
+        with torch.no_grad():
+            p += torch.tensor([0.5, 0.25])
+        average.set_step(step)
+        average.update()
+        d = min(0.9, (1 + step) / (10 + step))
+        by_hand = [d * e + (1 - d) * v for e, v in zip(by_hand, p.tolist())]
+    torch.testing.assert_close(average.values[0], torch.tensor(by_hand), rtol=1e-5, atol=1e-5)
+    assert (1 + 80) / (10 + 80) == 0.9  # from here on the decay is the constant one
+
+
+def test_average_stands_in_for_the_parameters_and_gives_them_back_even_after_an_error():
+    p = torch.nn.Parameter(torch.tensor([1.0]))
+    average = Average([p], 0.5)
+    average.values[0].fill_(7.0)
+
+    def fail():
+        with average.applied():
+            assert p.item() == 7.0
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
+    assert p.item() == 1.0
+
+
+def test_no_average_follows_the_parameters(make_trainer):
+    trainer = make_trainer(training={"ema": 0.0})
+    trainer._advance()
+    for value, parameter in zip(trainer.average.values, trainer.average.parameters):
+        torch.testing.assert_close(value, parameter.detach())
+
+
+def test_cosine_schedule_and_progress(make_trainer):
+    trainer = make_trainer(training={"steps": 8, "lr": 0.4, "head_lr": 0.2})
+    seen = []
+    for step in (0, 2, 4, 6):
+        trainer.step = step
+        trainer._schedule()
+        seen.append([g["lr"] for g in trainer.optimizer.param_groups] + [trainer.progress.item()])
+    half = math.sqrt(0.5)
+    wanted = [
+        [0.4, 0.2, 0.0],
+        [0.2 * (1 + half), 0.1 * (1 + half), 0.25],
+        [0.2, 0.1, 0.5],
+        [0.2 * (1 - half), 0.1 * (1 - half), 0.75],
+    ]
+    torch.testing.assert_close(torch.tensor(seen), torch.tensor(wanted))
+
+
+def test_constant_schedule(make_trainer):
+    trainer = make_trainer(training={"schedule": "constant", "lr": 0.4, "head_lr": 0.2})
+    trainer.step = 7
+    trainer._schedule()
+    assert [g["lr"] for g in trainer.optimizer.param_groups] == [0.4, 0.2]
+
+
+def test_warmup_of_the_kl_weights(make_trainer):
+    model = make_trainer(model={"beta_z": 0.5, "beta_m": 0.25, "warmup": 0.2}).model
+    features, classes = torch.randn(1, 3, 3, model.dim), torch.tensor([[0, 1, 2]])
+    seen = []
+    for progress in (0.0, 0.1, 0.2, 0.9):
+        model.loss(features, 1, classes, torch.tensor(progress))
+        seen.append([float(model.program.beta_z), float(model.program.beta_m)])
+    torch.testing.assert_close(
+        torch.tensor(seen), torch.tensor([[0, 0], [0.25, 0.125], [0.5, 0.25], [0.5, 0.25]]), atol=1e-5, rtol=0
+    )
+
+
+# --- what is kept -------------------------------------------------------------------------------------------------
+
+
+def test_best_model_by_validation_is_kept_with_averaged_weights(make_trainer, monkeypatch):
+    trainer = make_trainer("pn", training={"steps": 8, "validate_every": 2})
+    accuracies = iter([0.4, 0.7, 0.7, 0.5])
+    averages = []
+    evaluate = trainer.evaluate
+
+    class Scripted:
+        def __init__(self, results, accuracy):
+            self.ece, self.accuracy, self.results = results.ece, accuracy, results
+
+        def interval(self, metric):
+            found = self.results.interval(metric)
+            return type(found)(self.accuracy, found.half_width, found.n) if metric == "accuracy" else found
+
+    def scripted(*args, **kwargs):
+        averages.append([v.clone() for v in trainer.average.values])
+        return Scripted(evaluate(*args, **kwargs), next(accuracies))
+
+    monkeypatch.setattr(trainer, "evaluate", scripted)
+    outcome = trainer.fit()
+    assert (outcome.best_accuracy, outcome.best_step) == (0.7, 4)  # the earlier of two equal ones
+    kept = load_file(trainer.run.model_path)
+    names = [n for n, _ in trainer.model.named_parameters()]
+    for name, value in zip(names, averages[1]):
+        assert torch.equal(kept[name], value.contiguous())
+    logged = [r["validation/accuracy"] for r in trainer.run.metrics() if "validation/accuracy" in r]
+    assert logged == [0.4, 0.7, 0.7, 0.5]
+
+
+@pytest.mark.parametrize("system", ["vsm", "pn"])
+def test_validation_does_not_disturb_the_training_stream(make_trainer, system):
+    seen = []
+    for every in (0, 1):
+        trainer = make_trainer(system, str(every), training={"validate_every": every, "steps": 5})
+        trainer.fit()
+        seen.append(trainer)
+    assert_equal(weights(seen[0].model), weights(seen[1].model))
+    assert all(torch.equal(a, b) for a, b in zip(seen[0].average.values, seen[1].average.values))
+    training = [[r for r in t.run.metrics() if "train/loss" in r] for t in seen]
+    assert training[0] == training[1]
+
+
+def test_saving_and_logging_do_not_disturb_the_training_stream(make_trainer):
+    seen = []
+    for every in (1, 0):
+        trainer = make_trainer(
+            "vsm", str(every), training={"checkpoint_every": every, "log_every": every or 5, "steps": 5}
+        )
+        trainer.fit()
+        seen.append(weights(trainer.model))
+    assert_equal(*seen)
+
+
+def test_same_seed_same_weights_another_seed_others(make_trainer):
+    seen = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        trainer = make_trainer("vsm", name, training={"seed": seed, "steps": 4})
+        trainer.fit()
+        seen.append(weights(trainer.model))
+    assert_equal(seen[0], seen[1])
+    key = "encoder.backbone.blocks.0.0.weight"
+    assert not torch.equal(seen[0][key], seen[2][key])
+
+
+def test_logged_means_are_of_the_steps_since_the_last_line(make_trainer, monkeypatch):
+    trainer = make_trainer("pn", training={"steps": 8, "log_every": 3, "validate_every": 0})
+    losses = []
+    forward = trainer.model.forward
+
+    def watched(*args):
+        loss, terms = forward(*args)
+        losses.append(loss.item())
+        return loss, terms
+
+    monkeypatch.setattr(trainer.model, "forward", watched)
+    trainer.fit()
+    records = [r for r in trainer.run.metrics() if "train/loss" in r]
+    assert [r["step"] for r in records] == [3, 6, 8]
+    wanted = [sum(losses[:3]) / 3, sum(losses[3:6]) / 3, sum(losses[6:]) / 2]
+    assert [r["train/loss"] for r in records] == pytest.approx(wanted, rel=1e-5)
+
+
+# --- when it goes wrong -----------------------------------------------------------------------------------------
+
+
+class Breaking(PrototypicalNetwork):
+    """Whose loss becomes NaN at the fifth step."""
+
+    calls = 0
+
+    def loss(self, features, shot, classes, progress):
+        loss, terms = super().loss(features, shot, classes, progress)
+        self.calls += 1
+        if self.calls == 5:
+            return loss * math.nan, {**terms, "accuracy": terms["accuracy"] * math.nan}
+        return loss, terms
+
+
+@pytest.mark.parametrize("training", [{"log_every": 2}, {"log_every": 100, "validate_every": 0}, {"clip": 0.0}])
+def test_loss_that_is_no_longer_finite_is_named_and_the_last_state_kept(make_trainer, training):
+    trainer = make_trainer("pn", training={"steps": 20, "checkpoint_every": 2, "validate_every": 2, **training})
+    trainer.model = Breaking(trainer.model.encoder)
+    with pytest.raises(UserError, match=r"loss, .*accuracy.* stopped being finite between steps \d+ and 6"):
+        trainer.fit()
+    state = load_file(trainer.run.state_path)
+    assert all(v.isfinite().all() for v in state.values())
+    assert json.loads(_meta(trainer.run.state_path)["pyro_vsm"])["step"] == 4
+
+
+def _meta(path):
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()
+
+
+def test_weights_that_are_no_longer_finite_are_not_saved(make_trainer, monkeypatch):
+    trainer = make_trainer("pn", training={"steps": 8, "checkpoint_every": 2, "log_every": 2, "clip": 0.0})
+    after = FewShotModel.after_step
+
+    def spoil(model):
+        after(model)
+        if trainer.step == 3:  # the fourth step, the last before a line of the log
+            model.encoder.backbone.blocks[0][0].weight.data.fill_(math.inf)
+
+    monkeypatch.setattr(PrototypicalNetwork, "after_step", spoil)
+    with pytest.raises(UserError, match=r"encoder\.backbone\.blocks\.0\.0\.weight stopped being finite .* and 4"):
+        trainer.fit()
+    assert json.loads(_meta(trainer.run.state_path)["pyro_vsm"])["step"] == 2
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "cud a"])
+def test_devices_that_are_not_there(name):
+    with pytest.raises(UserError, match="device"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"episodes": {"way": 13}}, "13-way episodes need 13 classes"),
+        ({"episodes": {"way": 7}}, "7-way episodes need 7 classes, but the split has 6"),
+        ({"episodes": {"shot": 5}}, "lower shot or queries"),
+    ],
+)
+def test_episodes_that_do_not_fit_the_data(make_trainer, changes, message):
+    with pytest.raises(UserError, match=message):
+        make_trainer("pn", **changes)
