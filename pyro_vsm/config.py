@@ -26,7 +26,7 @@ class EpisodeConfig:
     way: int = 5
     shot: int = 1
     queries: int = 10
-    tasks: int = 4
+    tasks: int = 2
 
     def __post_init__(self) -> None:
         for name in ("way", "shot", "queries", "tasks"):
@@ -92,7 +92,7 @@ class TrainingConfig:
         seed: of initialisation, episodes, augmentation and posterior noise.
         device: auto, cpu, cuda or cuda:N.
         amp: run the backbone in bfloat16 (on CUDA only).
-        compile: run the backbone through torch.compile.
+        compile: run the backbone through torch.compile while training.
         cuda_graph: capture the whole step as a CUDA graph (on CUDA only).
         log_every: steps between lines of the log.
         validate_every: steps between validations; the best model by validation accuracy is kept. 0: at the end only.
@@ -100,7 +100,7 @@ class TrainingConfig:
         checkpoint_every: steps between checkpoints to resume from; 0: at the end only.
     """
 
-    steps: int = 300
+    steps: int = 240
     lr: float = 2e-3
     head_lr: float = 2e-3
     weight_decay: float = 0.0
@@ -113,7 +113,7 @@ class TrainingConfig:
     compile: bool = False
     cuda_graph: bool = False
     log_every: int = 10
-    validate_every: int = 100
+    validate_every: int = 80
     validation_episodes: int = 200
     checkpoint_every: int = 500
 
@@ -123,6 +123,8 @@ class TrainingConfig:
                 f"training: steps={self.steps}, log_every={self.log_every}, "
                 f"validation_episodes={self.validation_episodes}; give at least 1, 1 and 2"
             )
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"training.seed is {self.seed}; give a number from 0 to 2^32 - 1")
         if min(self.lr, self.head_lr, self.weight_decay, self.clip) < 0 or not 0 <= self.ema < 1:
             raise UserError(
                 f"training: lr={self.lr}, head_lr={self.head_lr}, weight_decay={self.weight_decay}, "
@@ -144,7 +146,7 @@ class EvaluationConfig:
         split: classes to evaluate on: test, or validation while you are still choosing settings.
     """
 
-    episodes: int = 1000
+    episodes: int = 600
     way: int = 0
     shot: int = 0
     queries: int = 15

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 import yaml
 
@@ -75,7 +76,7 @@ def train(
     seconds: dict[str, float] = {}
     for number, name in enumerate(config.systems):
         t = config.training
-        torch.manual_seed(t.seed)
+        pyro.set_rng_seed(t.seed)  # PyTorch, NumPy and Python, whatever a part of yours may use
         model = build_model(name, config.model, images, amp=t.amp, compiled=t.compile)
         run = Run(folder / name, checkpoint_meta(name, config, images, data))
         trainer = Trainer(model, data, config, run, name)
