@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -75,6 +76,9 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], None]]]:
     sub.add_argument("--samples", type=int, default=200, help="Posterior samples to average over.")
     sub.add_argument("--seed", type=int, default=0, help="Of the posterior samples.")
     sub.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda.")
+    sub.add_argument(
+        "--allow-module", type=str, nargs="+", default=[], help="Modules of yours that define parts of the model."
+    )
     sub.add_argument("--bad_files", type=Literal["stop", "skip"], default="stop", help="About unreadable images.")
 
     sub = command(
@@ -110,6 +114,9 @@ def _protocol(sub: ArgumentParser, evaluation: type, data: type) -> None:
     sub.add_argument("--data.root", type=str | None, help="Folder of the data set, if it has moved.")
     sub.add_argument("--out", type=str, default="evaluation", help="Folder for tables and per-episode results.")
     sub.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda.")
+    sub.add_argument(
+        "--allow-module", type=str, nargs="+", default=[], help="Modules of yours that define parts of the model."
+    )
 
 
 def _train(args: Namespace) -> None:
@@ -152,6 +159,15 @@ def _data(args: Namespace) -> None:
             print(f"Wrote {path}")
 
 
+def _import_modules(names: list[str]) -> None:
+    """A checkpoint may use parts from these, as the user trusts them."""
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except (ImportError, ValueError, TypeError) as error:
+            raise UserError(f"--allow-module {name}: cannot import it ({error}); check PYTHONPATH") from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 for bad input, 130 if interrupted."""
     try:
@@ -165,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stored = str(Path(args.train.resume) / "config.yaml")
             args = parser.parse_args([argv[0], "--config", stored, *argv[1:]])
         args = parser.instantiate(args) if hasattr(parser, "instantiate") else parser.instantiate_classes(args)
+        _import_modules(args[args.command].get("allow_module") or [])
         handlers[args.command](args[args.command])
     except UserError as error:
         print(f"pyro-vsm: {error}", file=sys.stderr)

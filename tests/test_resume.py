@@ -135,7 +135,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, tiny_config, whole):
     assert_same_run(tmp_path / "run", whole)
 
 
-# --- other settings, other data, damaged states -------------------------------------------------------------------
+# --- other settings, other data, damaged states -------------------------------------------------------------
 
 
 @pytest.fixture
@@ -233,7 +233,7 @@ def test_run_folder_below_a_file(tmp_path, tiny_config):
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions do not bind root")
 def test_read_only_run_folder(tmp_path, tiny_config):
     (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(UserError, match="cannot make .* choose another --out"):
+    with pytest.raises(UserError, match=r"cannot make .* choose another --out"):
         jobs.train(tiny_config(systems=["pn"]), tmp_path / "locked" / "run", log=silent)
 
 
@@ -255,7 +255,7 @@ def test_loading_damaged_data_does_not_leave_a_run_behind(tmp_path, tiny_config,
     assert not (tmp_path / "run").exists()
 
 
-# --- real signals -------------------------------------------------------------------------------------------------
+# --- real signals -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
