@@ -29,7 +29,7 @@ from pyro_vsm.registry import Registry
 from pyro_vsm.task import Task
 
 from . import statistics
-from .small import CAPACITY, STATES, Flat, memory, randomise, recall, task, to, vsm
+from .small import STATES, memory, narrow, randomise, recall, task, to, vsm
 
 __all__ = [
     "LikelihoodContract",
@@ -75,17 +75,16 @@ class PartContract:
 
     def build(self, spec: Any, dim: int) -> nn.Module:
         """The part with randomised parameters."""
-        return randomise(self.registry.build(spec, dim))
+        return randomise(self.registry.build(narrow(self.registry.kind, spec), dim))
 
     def test_one_training_step_gives_every_parameter_a_gradient(self, spec):
-        model = vsm(D, **{**self.with_it, self.registry.kind: spec})
-        model.encoder.backbone = Flat(D)
+        model = vsm(D, **{**self.with_it, self.registry.kind: spec}, capacity=12)
         optimiser = torch.optim.Adam(model.parameters(), 0.01)
         # layers behind a layer that starts at zero get their first gradient in the second step, and so does the
         # memory's update, which needs an entry to update
-        for _ in range(3):
+        for _ in range(4):
             images = torch.rand(2, N, 4, 1, 4, 4)
-            classes = torch.stack([torch.randperm(CAPACITY)[:N] for _ in range(2)])
+            classes = torch.stack([torch.randperm(12)[:N] for _ in range(2)])
             optimiser.zero_grad()
             loss, _ = model(images, 1, classes, torch.tensor(0.5))
             loss.backward()
@@ -254,7 +253,7 @@ class PriorZContract(DensityContract):
     registry = PRIORS_Z
 
     def build(self, spec, dim):
-        part = PRIORS_Z.build(spec, dim)
+        part = PRIORS_Z.build(narrow("prior_z", spec), dim)
         posterior = AmortisedPosteriorZ(dim, hidden=16)
         part.bind(posterior)
         part.keep = nn.ModuleList([posterior])  # so that .double() and .to() reach it
@@ -270,7 +269,7 @@ class PosteriorZContract(DensityContract):
     registry = POSTERIORS_Z
 
     def build(self, spec, dim):
-        part = POSTERIORS_Z.build(spec, dim)
+        part = POSTERIORS_Z.build(narrow("posterior_z", spec), dim)
         part.prior = MemoryPriorZ(dim, hidden=16)
         return randomise(part)
 

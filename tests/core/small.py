@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from pyro_vsm.backbones import Backbone
 from pyro_vsm.encoder import Encoder
+from pyro_vsm.likelihood import LIKELIHOODS
 from pyro_vsm.memory import SemanticMemory
+from pyro_vsm.memory_updates import MEMORY_UPDATES
+from pyro_vsm.memory_uses import MEMORY_USES
+from pyro_vsm.posteriors import POSTERIORS_M, POSTERIORS_Z
+from pyro_vsm.priors import PRIORS_M, PRIORS_Z
 from pyro_vsm.task import Task
 from pyro_vsm.vsm import VSM
 
 CAPACITY = 6
+REGISTRIES = {
+    r.kind: r for r in (PRIORS_M, PRIORS_Z, POSTERIORS_M, POSTERIORS_Z, LIKELIHOODS, MEMORY_USES, MEMORY_UPDATES)
+}
+DEFAULTS = {
+    name: parameter.default for name, parameter in inspect.signature(VSM).parameters.items() if name in REGISTRIES
+}
+"""The default of every kind of part."""
+
 STATES = {"empty": 0, "one-entry": 1, "full": CAPACITY}
 """Memory states, as the number of entries."""
 
@@ -28,10 +44,21 @@ class Flat(Backbone):
         return self.layer(images)
 
 
+def narrow(kind: str, spec: Any, hidden: int = 16) -> Any:
+    """The spec of a part with hidden layers of that width, where it has some and does not say how wide."""
+    if isinstance(spec, nn.Module):
+        return spec
+    path, arguments = (spec["class_path"], spec.get("init_args", {})) if isinstance(spec, dict) else (spec, {})
+    takes = inspect.signature(REGISTRIES[kind].find(path)).parameters
+    return {"class_path": path, "init_args": {**({"hidden": hidden} if "hidden" in takes else {}), **arguments}}
+
+
 def vsm(dim: int = 8, **options) -> VSM:
-    """A VSM of that feature dimension, without warm-up."""
-    settings = {"capacity": CAPACITY, "warmup": 0.0, "address_dim": 4, "beta_z": 1.0, "beta_m": 1.0}
-    return VSM(Encoder(Flat(dim), [0.5], [0.25]), **{**settings, **options})
+    """A VSM of that feature dimension, with narrow networks and no warm-up."""
+    settings = {"capacity": CAPACITY, "warmup": 0.0, "address_dim": 4, "beta_z": 1.0, "beta_m": 1.0, **options}
+    if settings.get("trusted", True):
+        settings.update({kind: narrow(kind, settings.get(kind, name)) for kind, name in DEFAULTS.items()})
+    return VSM(Encoder(Flat(dim), [0.5], [0.25]), **settings)
 
 
 def memory(dim: int, entries: int, *, images: int = 4, **options) -> SemanticMemory:

@@ -24,7 +24,7 @@ from pyro_vsm.priors import EmpiricalBayesPriorZ, MemoryPriorZ, VampPriorZ
 
 from . import statistics
 from .contract import PosteriorMContract, PosteriorZContract, name_of, uncovered
-from .small import randomise, task, to
+from .small import narrow, randomise, task, to
 
 M_SPECS = ["mixture", "moment_matched", "relaxed"]
 Z_SPECS = [
@@ -58,7 +58,7 @@ class TestPosteriorZUnderEmpiricalBayes(PosteriorZContract):
     with_it = {"prior_z": "empirical_bayes"}  # noqa: RUF012
 
     def build(self, spec, dim):
-        part = POSTERIORS_Z.build(spec, dim)
+        part = POSTERIORS_Z.build(narrow("posterior_z", spec), dim)
         part.prior = EmpiricalBayesPriorZ(dim)
         return randomise(part)
 
