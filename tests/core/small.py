@@ -89,6 +89,7 @@ def to(part: Task, *args) -> Task:
     move = {
         name: value.to(*args) if value.is_floating_point() or isinstance(args[0], torch.device) else value
         for name, value in vars(part.recall).items()
+        if value is not None
     }
     labels = part.labels.to(args[0]) if part.labels is not None and isinstance(args[0], torch.device) else part.labels
     return Task(part.support.to(*args), part.query.to(*args), type(part.recall)(**move), labels)

@@ -49,9 +49,9 @@ def exact_ranks(simulations: int, *, shots: int = 3, draws: int = 99, wrong: flo
         trace = poutine.trace(model.model).get_trace(empty)
         m, z = trace.nodes["m"]["value"], trace.nodes["z"]["value"]
         posterior: ConjugatePosteriorZ = model.program.posterior_z
-        noise = posterior.within(empty)
+        noise = posterior.within(empty)[0]
         support = z.unsqueeze(2) + noise.sqrt().unsqueeze(2) * torch.randn(simulations, 1, shots, D)
-        posterior.noise.raw.copy_((posterior.noise() * wrong).expm1().log())
+        posterior.noise.scale.raw.copy_((posterior.noise.scale() * wrong).expm1().log())
         task = model.task(support, empty.query)
         drawn = posterior(m, task, model.program.prior_z(m, task)).rsample((draws,))
     quantities = {f"z[{d}]": lambda v, d=d: v[..., d] for d in range(D)}

@@ -19,6 +19,7 @@ from pyro_vsm.objectives import EpisodeELBO, ImportanceWeightedELBO
 from pyro_vsm.task import Task
 
 from . import quadrature, statistics
+from .contract import name_of
 from .small import DEFAULTS, REGISTRIES, memory, narrow, randomise, vsm
 
 DOUBLE = torch.float64
@@ -178,12 +179,16 @@ def bound(particles: int):
     return lambda program, task, order: quadrature.importance_weighted(program, task, order, particles)
 
 
-@pytest.mark.parametrize("posterior_z", ["amortised", "conjugate", "deterministic"])
+# a conjugate posterior almost as wide as the prior: a narrow one gives weights with heavy tails
+CONJUGATE = {"class_path": "conjugate", "init_args": {"noise": 8.0, "residual": False}}
+
+
+@pytest.mark.parametrize("posterior_z", ["amortised", CONJUGATE, "deterministic"], ids=name_of)
 @pytest.mark.parametrize("posterior_m", ["mixture", "moment_matched"])
 def test_importance_weighted_two_particles(posterior_m, posterior_z):
     """VIMCO's gradient of the addresses among them."""
     case = Case(ways=1, posterior_m=posterior_m, posterior_z=posterior_z)
-    check(case, ImportanceWeightedELBO(2), bound(2), ((16, 9), (18, 10)), copies=4000)
+    check(case, ImportanceWeightedELBO(2), bound(2), ((26, 9), (32, 10)), copies=2000)
 
 
 def test_importance_weighted_three_particles():

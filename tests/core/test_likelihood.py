@@ -42,7 +42,7 @@ def test_gaussian(entries):
     """Proportional to the log density under the shrunk within-class variance, scaled to mean precision one."""
     part, given, z = randomise(GaussianLikelihood(5)), task(5, entries), torch.randn(4, 2, 3, 5)
     w = given.recall.variances[:entries].mean(0) if entries else torch.ones(5)
-    s = part.shrink()
+    s = part.noise.shrink()
     w = (w + s * w.mean()) / (1 + s) + 1e-6
     w = w * (1 / w).mean()
     density = dist.Normal(z.unsqueeze(-3), w.sqrt()).to_event(1).log_prob(given.query.unsqueeze(-2))

@@ -264,7 +264,7 @@ class KnownNoise(ConjugatePosteriorZ):
     """The conjugate posterior with the true noise."""
 
     def within(self, task):
-        return torch.full((1, 1, self.dim), Regression.noise, dtype=task.support.dtype)
+        return torch.full((1, 1, self.dim), Regression.noise, dtype=task.support.dtype), None
 
 
 @pytest.mark.parametrize(("name", "exact_z"), [("elbo", True), ("importance_weighted", True), ("elbo", False)])

@@ -118,7 +118,7 @@ def test_conjugate_is_bayes_rule(prior, shots):
     given = to(task(3, 4, shots=shots), torch.float64)
     p, q = randomise(prior(3)).double(), randomise(ConjugatePosteriorZ(3, residual=False)).double()
     m = torch.randn(2, 3, 3, dtype=torch.float64)
-    noise = q.within(given)
+    noise, _ = q.within(given)
     z = 2 * torch.randn(20, 2, 3, 3, dtype=torch.float64)
     support = dist.Normal(z.unsqueeze(-2), noise.unsqueeze(-2).sqrt()).log_prob(given.support).sum((-1, -2))
     evidence = p(m, given).log_prob(z) + support - q(m, given, p(m, given)).log_prob(z)
@@ -129,9 +129,9 @@ def test_conjugate_noise_is_the_shrunk_within_class_variance():
     q, given = ConjugatePosteriorZ(3, noise=0.5), task(3, 4)
     within = given.recall.variances[:4].mean(0)
     torch.testing.assert_close(
-        q.within(given)[0, 0], 0.25 * within + 0.25 * within.mean() + 1e-6, atol=1e-5, rtol=1e-4
+        q.within(given)[0][0, 0], 0.25 * within + 0.25 * within.mean() + 1e-6, atol=1e-5, rtol=1e-4
     )
-    torch.testing.assert_close(q.within(task(3, 0))[0, 0], torch.full((3,), 0.5), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(q.within(task(3, 0))[0][0, 0], torch.full((3,), 0.5), atol=1e-5, rtol=1e-5)
 
 
 def test_conjugate_needs_a_gaussian_prior():
