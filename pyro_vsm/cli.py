@@ -186,6 +186,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"pyro-vsm: {error}", file=sys.stderr)
         return 2
+    except UnicodeDecodeError as error:
+        print(f"pyro-vsm: --config is no text in UTF-8 ({error}); give a YAML file", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("pyro-vsm: interrupted", file=sys.stderr)
         return 130

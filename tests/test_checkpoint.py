@@ -189,7 +189,10 @@ WEIGHT = "encoder.backbone.blocks.0.0.weight"
         (lambda tensors, meta: meta["config"]["model"].update(prior_z=7), "describes no part"),
         (lambda tensors, meta: meta["config"]["model"].update(address_dim="wide"), "cannot be built"),
         (lambda tensors, meta: meta["config"]["training"].update(steps="many"), "steps|not supported"),
-        (lambda tensors, meta: meta["config"]["model"]["backbone"]["init_args"].update(width="8"), "cannot be built"),
+        (
+            lambda tensors, meta: meta["config"]["model"]["backbone"]["init_args"].update(width="8"),
+            "conv4: width is '8'",
+        ),
     ],
 )
 def test_changed_models_are_refused(rewrite, change, message):

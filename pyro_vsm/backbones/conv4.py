@@ -20,13 +20,15 @@ class Conv4(Backbone):
         width: channels of each block.
 
     Raises:
-        UserError: images too small for four poolings.
+        UserError: images too small for four poolings, or no channels.
     """
 
     def __init__(self, channels: int, image_size: int, *, width: int = 64):
         super().__init__(channels, image_size)
         if image_size < 16:
             raise UserError(f"conv4: images of {image_size} pixels are too small; give at least 16")
+        if not isinstance(width, int) or width < 1:
+            raise UserError(f"conv4: width is {width!r}; give a whole number of channels from 1 on")
         self.blocks = nn.Sequential(
             *(self._block(channels if i == 0 else width, width) for i in range(4)), nn.Flatten()
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def contact_sheet(data: ClassImages, path: str | os.PathLike[str], rows: int = 8
         sheet.save(temporary)
         os.replace(temporary, target)
     except (OSError, ValueError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+            temporary.unlink(missing_ok=True)
         raise UserError(f"the contact sheet cannot be written to {target}: {error}") from error
     return target

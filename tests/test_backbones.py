@@ -1,0 +1,105 @@
+"""Backbones and the encoder around them."""
+
+import pytest
+import torch
+
+from pyro_vsm.backbones import BACKBONES, Conv4
+from pyro_vsm.encoder import Encoder
+from pyro_vsm.errors import UserError
+
+
+def encoder(channels: int = 3, size: int = 28, width: int = 8, **settings) -> Encoder:
+    return Encoder(Conv4(channels, size, width=width), [0.4] * channels, [0.2] * channels, **settings).eval()
+
+
+@pytest.mark.parametrize(("size", "dim"), [(28, 64), (84, 1600), (16, 64), (31, 64), (32, 256)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_shape_of_the_features(channels, size, dim):
+    backbone = BACKBONES.build("conv4", channels, size)
+    assert backbone.dim == dim
+    assert backbone(torch.rand(2, channels, size, size)).shape == (2, dim)
+
+
+def test_parameters_of_conv4():
+    # a 3x3 kernel without bias for each pair of channels, then scale and shift of batch normalisation
+    by_hand = 64 * 3 * 9 + 3 * (64 * 64 * 9) + 4 * 2 * 64
+    assert by_hand == 112_832
+    assert sum(p.numel() for p in Conv4(3, 84).parameters()) == by_hand
+
+
+@pytest.mark.parametrize("width", [0, -1, "8"])
+def test_width_that_is_no_number_of_channels(width):
+    with pytest.raises(UserError, match="conv4: width is"):
+        Conv4(3, 28, width=width)
+
+
+def test_images_too_small():
+    with pytest.raises(UserError, match="at least 16"):
+        Conv4(3, 15)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_features_have_unit_rms(training):
+    h = encoder(size=84).train(training)(torch.randint(0, 256, (6, 3, 84, 84), dtype=torch.uint8))
+    assert h.dtype == torch.float32
+    torch.testing.assert_close(h.square().mean(-1), torch.ones(6), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [0, 127, 255])
+@pytest.mark.parametrize("training", [True, False])
+def test_constant_images_have_finite_features_and_gradients(value, training):
+    network = encoder().train(training)
+    h = network(torch.full((2, 3, 28, 28), value, dtype=torch.uint8))
+    assert h.isfinite().all()
+    h.square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_features_that_are_all_zero_stay_zero():
+    network = encoder()
+    torch.nn.init.zeros_(network.backbone.blocks[3][1].weight)
+    assert torch.equal(network(torch.rand(2, 3, 28, 28)), torch.zeros(2, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_whole_numbers_and_fractions_agree(dtype):
+    network, images = encoder(), torch.randint(0, 256, (4, 3, 28, 28), dtype=torch.uint8)
+    wanted = network(images)
+    tolerance = 3e-2 if dtype == torch.float16 else 1e-5
+    torch.testing.assert_close(network((images.double() / 255).to(dtype)), wanted, rtol=tolerance, atol=tolerance)
+
+
+def test_images_are_normalised_by_channel():
+    network = encoder()
+    network.mean.copy_(torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1))
+    network.std.copy_(torch.tensor([0.5, 0.25, 0.125]).view(3, 1, 1))
+    seen = []
+    network.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    images = torch.rand(2, 3, 28, 28)
+    network(images)
+    for c, (mean, std) in enumerate([(0.1, 0.5), (0.2, 0.25), (0.3, 0.125)]):
+        torch.testing.assert_close(seen[0][:, c], (images[:, c] - mean) / std)
+
+
+def test_a_channel_without_spread_does_not_divide_by_zero():
+    network = Encoder(Conv4(1, 28, width=4), [0.5], [0.0]).eval()
+    assert network(torch.full((1, 1, 28, 28), 0.5)).isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 28, 28), (2, 3, 28, 29), (2, 3, 84, 84), (3, 28, 28), (2, 28, 28, 3)])
+def test_wrong_shapes_are_refused(shape):
+    with pytest.raises(UserError, match=r"this model takes \[batch, 3, 28, 28\]"):
+        encoder()(torch.rand(shape))
+
+
+@pytest.mark.parametrize(("mean", "std"), [([0.5], [0.2] * 3), ([0.5] * 3, [0.2] * 2), ([], [])])
+def test_statistics_must_fit_the_channels(mean, std):
+    with pytest.raises(UserError, match="give one each"):
+        Encoder(Conv4(3, 28, width=4), mean, std)
+
+
+def test_mixed_precision_and_compilation_leave_evaluation_on_the_cpu_alone():
+    images = torch.rand(2, 3, 28, 28)
+    plain, other = encoder(), encoder(amp=True, compiled=True)
+    other.load_state_dict(plain.state_dict())
+    assert torch.equal(plain(images), other(images))
