@@ -179,8 +179,8 @@ def bound(particles: int):
     return lambda program, task, order: quadrature.importance_weighted(program, task, order, particles)
 
 
-# a conjugate posterior almost as wide as the prior: a narrow one gives weights with heavy tails
-CONJUGATE = {"class_path": "conjugate", "init_args": {"noise": 8.0, "residual": False}}
+# with a residual on its mean the conjugate posterior, narrower than the prior, gives weights with heavy tails
+CONJUGATE = {"class_path": "conjugate", "init_args": {"residual": False}}
 
 
 @pytest.mark.parametrize("posterior_z", ["amortised", CONJUGATE, "deterministic"], ids=name_of)
@@ -188,7 +188,7 @@ CONJUGATE = {"class_path": "conjugate", "init_args": {"noise": 8.0, "residual": 
 def test_importance_weighted_two_particles(posterior_m, posterior_z):
     """VIMCO's gradient of the addresses among them."""
     case = Case(ways=1, posterior_m=posterior_m, posterior_z=posterior_z)
-    check(case, ImportanceWeightedELBO(2), bound(2), ((26, 9), (32, 10)), copies=2000)
+    check(case, ImportanceWeightedELBO(2), bound(2), ((26, 12), (32, 13)), copies=3500)
 
 
 def test_importance_weighted_three_particles():
