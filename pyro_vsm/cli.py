@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -159,6 +160,18 @@ def _data(args: Namespace) -> None:
             print(f"Wrote {path}")
 
 
+def _forget_parts(argv: Sequence[str]) -> list[str]:
+    """Resets a part to a mere name before it is given anew: jsonargparse (4.50) fails on a mapping after a mapping."""
+    from pyro_vsm.config import ModelConfig
+
+    parts = {f"--model.{f.name}" for f in fields(ModelConfig) if f.type == "Part"}
+    words: list[str] = []
+    for word in argv:
+        name = word.partition("=")[0]
+        words += [f"{name}=none", word] if name in parts else [word]
+    return words
+
+
 def _import_modules(names: list[str]) -> None:
     """A checkpoint may use parts from these, as the user trusts them."""
     for name in names:
@@ -172,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 for bad input, 130 if interrupted."""
     try:
         parser, handlers = _parsers()
-        argv = list(sys.argv[1:] if argv is None else argv)
+        argv = _forget_parts(sys.argv[1:] if argv is None else argv)
         args = parser.parse_args(argv)
         if args.command == "train" and args.train.resume:  # the run's settings come first, those given after them
             from pyro_vsm.jobs import read_config

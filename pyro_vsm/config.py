@@ -51,6 +51,8 @@ class ModelConfig:
         alpha: share of the old entry that consolidation keeps, in [0, 1).
         address_dim: dimension of the learned similarity between entries and support features.
         top_k: recall only the k most similar entries; 0 for all.
+        within_rank: leading eigenvectors of the within-class covariance that the memory keeps for conjugate and
+            gaussian; 0 for its diagonal alone.
         objective: elbo or importance_weighted.
         particles: posterior samples in a training step.
         beta_z: final weight of KL(q(z|m,S) || p(z|m)); 1 is the evidence lower bound.
@@ -70,6 +72,7 @@ class ModelConfig:
     alpha: float = 0.9
     address_dim: int = 64
     top_k: int = 0
+    within_rank: int = 0
     objective: Literal["elbo", "importance_weighted"] = "elbo"
     particles: int = 4
     beta_z: float = 1e-4
@@ -158,8 +161,8 @@ class EvaluationConfig:
         if self.episodes < 2 or self.queries < 1 or self.samples < 1 or min(self.way, self.shot, self.seed) < 0:
             raise UserError(
                 f"evaluation: episodes={self.episodes}, queries={self.queries}, samples={self.samples}, "
-                f"way={self.way}, shot={self.shot}, seed={self.seed}; give at least 2 episodes, 1 query and 1 sample, "
-                "nothing negative"
+                f"way={self.way}, shot={self.shot}, seed={self.seed}; give at least 2 episodes, 1 query, 1 sample, "
+                "and nothing negative"
             )
 
 

@@ -231,32 +231,55 @@ def _capacitance(factor: Tensor, diag: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def conjugate_posterior(
-    prior_loc: Tensor, factor: Tensor, diag: Tensor, mean: Tensor, noise: Tensor, shots: int
+    prior_loc: Tensor,
+    factor: Tensor,
+    diag: Tensor,
+    mean: Tensor,
+    noise: Tensor,
+    shots: int,
+    noise_factor: Tensor | None = None,
 ) -> LowRankGaussian:
     r"""Exact posterior of z under ``z ~ N(mu_0, B)``, ``B = D + F F^T``, and K observations ``h_k | z ~ N(z, W)``.
 
-    ``q(z|S) = N(V (W^-1 sum_k h_k + B^-1 mu_0), V)``, ``V = (B^-1 + K W^-1)^-1`` (DESIGN, section 4), W diagonal.
-    To stay low-rank and free of cancellation, read the prior as ``z = mu_0 + F u + sqrt(D) e`` with u and e standard
-    normal. With ``S = D + W/K``, the variance of the observations' mean around ``mu_0 + F u``:
+    ``q(z|S) = N(V (W^-1 sum_k h_k + B^-1 mu_0), V)``, ``V = (B^-1 + K W^-1)^-1`` (DESIGN, section 4), with
+    ``W = W_0 + G G^T``, W_0 diagonal. To stay low-rank and free of cancellation, read the prior as
+    ``z = mu_0 + F u + sqrt(D) e`` and the observations' mean as ``z + G v / sqrt(K) + sqrt(W_0/K) n`` with u, v, e, n
+    standard normal. With ``y = (u, v)``, ``H = (F, G/sqrt(K))`` and ``S = D + W_0/K``, the variance of the
+    observations' mean around ``mu_0 + H y``:
 
-    - ``u | S ~ N(A^-1 F^T S^-1 gap, A^-1)``, ``A = I + F^T S^-1 F``, ``gap = mean_k h_k - mu_0``,
-    - ``z | u, S ~ N(mu_0 + F u + D S^-1 (gap - F u), D - D S^-1 D)``,
+    - ``y | S ~ N(A^-1 H^T S^-1 gap, A^-1)``, ``A = 1 + H^T S^-1 H``, ``gap = mean_k h_k - mu_0``,
+    - ``z | y, S ~ N(mu_0 + F u + D S^-1 (gap - H y), D - D S^-1 D)``,
 
-    and u integrated out gives a factor ``L = (1 - D S^-1) F chol(A)^-T`` again.
+    and y integrated out gives a factor ``L = ((F, 0) - D S^-1 H) chol(A)^-T`` again.
 
     Args:
         prior_loc: mu_0, ``[..., D]``.
         factor: F, ``[..., D, R]``.
         diag: D, ``[..., D]``, positive.
         mean: mean of the K observations, ``batch + [D]``.
-        noise: W, ``[..., D]``, positive.
+        noise: W_0, ``[..., D]``, positive.
         shots: K >= 1.
+        noise_factor: G, ``[..., D, r]``; None for a diagonal W.
     """
     total = diag + noise / shots  # S
-    rest = noise / shots / total  # 1 - D S^-1
+    rest = noise / shots / total  # 1 - D S^-1, kept apart from D S^-1 so that nothing cancels
+    shrunk = rest.unsqueeze(-1) * factor
+    if noise_factor is not None:
+        batch = torch.broadcast_shapes(factor.shape[:-2], noise_factor.shape[:-2])
+        g = (noise_factor / shots**0.5).expand(*batch, *noise_factor.shape[-2:])
+        pull = -(diag / total).unsqueeze(-1) * g
+        wide = torch.broadcast_shapes(shrunk.shape[:-2], pull.shape[:-2])
+        shrunk = torch.cat([shrunk.expand(*wide, *shrunk.shape[-2:]), pull.expand(*wide, *pull.shape[-2:])], -1)
+        factor = torch.cat([factor.expand(*batch, *factor.shape[-2:]), g], -1)
     tril, _ = _capacitance(factor, total)
-    half = torch.linalg.solve_triangular(tril, factor.mT, upper=False)  # chol(A)^-1 F^T
-    low = rest.unsqueeze(-1) * half.mT
+    half = torch.linalg.solve_triangular(tril, factor.mT, upper=False)  # chol(A)^-1 H^T
+    low = torch.linalg.solve_triangular(tril, shrunk.mT, upper=False).mT
     gap = mean - prior_loc
     loc = prior_loc + diag / total * gap + _times(low, _times(half, gap / total))
     return LowRankGaussian(loc, low, diag * rest)
+
+
+def mahalanobis_map(diag: Tensor, factor: Tensor) -> Tensor:
+    """C ``[..., R, D]`` with ``x^T (diag(d) + F F^T)^-1 x = |x / sqrt(d)|^2 - |C x|^2`` (Woodbury's identity)."""
+    tril, scaled = _capacitance(factor, diag)
+    return torch.linalg.solve_triangular(tril, scaled.mT, upper=False)

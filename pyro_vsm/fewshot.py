@@ -56,6 +56,9 @@ class FewShotModel(nn.Module, ABC):
     def after_step(self) -> None:
         """Called after each optimiser step, for what is learned without gradient (the memory); does nothing here."""
 
+    def refresh(self) -> None:
+        """Called every ``log_every`` steps, for what is too slow for each of them; does nothing here."""
+
     @abstractmethod
     def predict(self, support: Tensor, query: Tensor, samples: int = 100) -> Tensor:
         """Class probabilities of queries.

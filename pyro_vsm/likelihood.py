@@ -7,8 +7,9 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vsm.distributions import full_precision
+from pyro_vsm.distributions import full_precision, mahalanobis_map
 from pyro_vsm.networks import Positive
+from pyro_vsm.noise import Noise
 from pyro_vsm.registry import Registry
 from pyro_vsm.task import Task
 
@@ -68,19 +69,25 @@ class CosineLikelihood(Likelihood):
 
 @LIKELIHOODS.register("gaussian")
 class GaussianLikelihood(Likelihood):
-    """``logits = tau * log N(h(x); z_n, W) / D`` up to a constant, W the memory's pooled within-class variance.
+    """``logits = tau * log N(h(x); z_n, W) / D`` up to a constant, W the memory's pooled within-class covariance.
 
-    W is diagonal, shrunk by a learned factor towards its mean, and 1 with an empty memory; tau is learned.
+    W is shrunk by a learned factor (:class:`~pyro_vsm.noise.Noise`) and scaled to a mean diagonal of its inverse of 1
+    (tau alone sets the scale), and 1 with an empty memory; tau is learned.
     """
 
     def __init__(self, dim: int, *, tau: float = 5.0):
         super().__init__(dim)
-        self.tau, self.shrink = Positive(tau), Positive(1.0)
+        self.tau, self.noise = Positive(tau), Noise(None)
 
     def forward(self, z: Tensor, task: Task) -> Tensor:
         """See the interface."""
-        w = task.recall.mean_variance()[2].unsqueeze(1)  # [T, 1, D]
-        shrink = self.shrink()
-        root = ((w + shrink * w.mean(-1, keepdim=True)) / (1 + shrink) + 1e-6).rsqrt()
-        root = root / root.square().mean(-1, keepdim=True).sqrt()  # tau alone sets the scale
-        return self.tau() * half_distance(task.query * root, z * root) / self.dim
+        diag, factor = self.noise(task)  # [T, 1, D], [T, 1, D, r]
+        inverse = diag.reciprocal()  # the diagonal of W^-1
+        root, query = inverse.sqrt(), task.query
+        logits = half_distance(query * root, z * root)
+        if factor is not None:
+            c = mahalanobis_map(diag.squeeze(1), factor.squeeze(1))  # [T, r, D]
+            inverse = inverse - c.square().sum(-2, keepdim=True)
+            with full_precision(z):
+                logits = logits - half_distance(query @ c.mT, z @ c.mT)
+        return self.tau() * logits / inverse.sum(-1, keepdim=True)

@@ -15,6 +15,7 @@ from pyro_vsm.distributions import full_precision
 from pyro_vsm.errors import UserError
 from pyro_vsm.memory_updates import MEMORY_UPDATES, MemoryUpdate
 from pyro_vsm.registry import Spec
+from pyro_vsm.within_covariance import WithinCovariance, pooled_covariance
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Recall:
         counts: ``[C+1]``, images behind each entry.
         allowed: bool ``[T, C+1]``, entries that task t may use.
         log_address: ``[T, N, C+1]``, log gamma, the addressing weights of each class's support features.
+        within_factor: ``[D, r]``, G of the within-class covariance of all classes, or None where it is not kept.
     """
 
     entries: Tensor
@@ -39,6 +41,7 @@ class Recall:
     counts: Tensor
     allowed: Tensor
     log_address: Tensor
+    within_factor: Tensor | None = None
 
     @property
     def empty(self) -> Tensor:
@@ -65,6 +68,7 @@ class Write:
     variances: Tensor  # [S, D]
     counts: Tensor  # [S]
     classes: Tensor  # [S]
+    covariance: Tensor | None = None  # [D, D], pooled within-class covariance of the batch, detached
 
 
 class SemanticMemory(nn.Module):
@@ -89,6 +93,8 @@ class SemanticMemory(nn.Module):
         top_k: address only the k most similar entries; 0 for all.
         shuffled: a control: addressing looks at ``M_a`` but reads out ``M_{pi(a)}``, pi a shift by half of the
             filled entries; a task reads nothing that is its own class's.
+        within_rank: columns of the factor of the pooled within-class covariance; 0 keeps none. The covariance is
+            pooled over all classes, those of a task included: it says nothing of a single one.
     """
 
     entries: Tensor
@@ -108,15 +114,17 @@ class SemanticMemory(nn.Module):
         address_dim: int = 64,
         top_k: int = 0,
         shuffled: bool = False,
+        within_rank: int = 0,
     ):
         super().__init__()
-        if capacity < 1 or not 0 <= alpha < 1 or top_k < 0 or address_dim < 1:
+        if capacity < 1 or not 0 <= alpha < 1 or min(top_k, within_rank) < 0 or address_dim < 1:
             raise UserError(
-                f"memory: capacity={capacity}, alpha={alpha}, top_k={top_k}, address_dim={address_dim}; "
-                "give capacity and address_dim >= 1, 0 <= alpha < 1, top_k >= 0"
+                f"memory: capacity={capacity}, alpha={alpha}, top_k={top_k}, address_dim={address_dim}, "
+                f"within_rank={within_rank}; give capacity and address_dim >= 1, 0 <= alpha < 1, top_k and rank >= 0"
             )
         self.dim, self.capacity, self.alpha, self.top_k, self.shuffled = dim, capacity, alpha, top_k, shuffled
         self.update = MEMORY_UPDATES.build(update, dim)
+        self.within = WithinCovariance(dim, within_rank) if within_rank else None
         self.key = nn.Linear(dim, address_dim, bias=False)
         self.query = nn.Linear(dim, address_dim, bias=False)
         self.query.weight.data.copy_(self.key.weight.data)  # starts as a similarity: g(s, s) is large
@@ -166,7 +174,8 @@ class SemanticMemory(nn.Module):
             allowed = allowed & allowed[:, read] & (read != torch.arange(C, device=read.device))
             values = torch.cat([entries[read], entries[C:]])
         allowed = torch.cat([allowed, ~allowed.any(-1, keepdim=True)], -1)
-        return Recall(entries, values, variances, counts, allowed, self.address(support, entries, allowed))
+        factor = None if self.within is None else self.within.factor
+        return Recall(entries, values, variances, counts, allowed, self.address(support, entries, allowed), factor)
 
     @staticmethod
     def _shuffle(filled: Tensor) -> Tensor:
@@ -211,8 +220,10 @@ class SemanticMemory(nn.Module):
             alpha = 1.0 if self.update.frozen else self.alpha
             entries = torch.where(known, alpha * old + (1 - alpha) * candidate, mean)
             variances = torch.where(known, alpha * self.variances[rows] + (1 - alpha) * variance, variance)
-        rows = torch.where(_first(same), rows, self.capacity + 1)  # a class in several slots is written once
-        return Write(rows, entries, variances, count, slots)
+        first = _first(same)
+        rows = torch.where(first, rows, self.capacity + 1)  # a class in several slots is written once
+        covariance = None if self.within is None else pooled_covariance(gap, first.sum())
+        return Write(rows, entries, variances, count, slots, covariance)
 
     def _rows(self, slots: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
         """Row of each slot ``[S]`` and whether its class is stored already ``[S]``, with static shapes."""
@@ -243,6 +254,13 @@ class SemanticMemory(nn.Module):
         for buffer in (self.entries, self.variances, self.counts, self.written):
             buffer[-1].zero_()  # the scratch row holds nothing
         self.classes[-1].fill_(-1)
+        if self.within is not None and write.covariance is not None:
+            self.within.observe(write.covariance)
+
+    def refresh(self) -> None:
+        """Bring up to date what is too slow for every step: the factor of the within-class covariance."""
+        if self.within is not None:
+            self.within.refresh()
 
 
 def _first(same: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from pyro_vsm.distributions import (
     conjugate_posterior,
 )
 from pyro_vsm.errors import UserError
-from pyro_vsm.networks import Positive, Residual, ResidualGaussian
+from pyro_vsm.networks import Residual, ResidualGaussian
+from pyro_vsm.noise import Noise
 from pyro_vsm.priors import EntryComponents
 from pyro_vsm.registry import Registry
 from pyro_vsm.task import Task
@@ -151,9 +152,9 @@ class DeterministicPosteriorZ(PosteriorZ):
 class ConjugatePosteriorZ(PosteriorZ):
     """Closed form under a Gaussian prior: ``q(z|m,S) = N(V (W^-1 sum_k h_k + B^-1 mu), V)``, plus a learned residual.
 
-    The support features are taken as ``h_k | z ~ N(z, W)``; W is the memory's pooled within-class variance (its
-    diagonal), scaled and shrunk towards its mean by learned factors. The residual ``f(s, m)`` on the mean starts
-    at zero.
+    The support features are taken as ``h_k | z ~ N(z, W)``; W is the memory's pooled within-class covariance, scaled
+    and shrunk by learned factors (:class:`~pyro_vsm.noise.Noise`): its diagonal, or with ``within_rank`` above 0 its
+    leading eigenvectors, too. The residual ``f(s, m)`` on the mean starts at zero.
 
     Args:
         dim: feature dimension D.
@@ -164,14 +165,12 @@ class ConjugatePosteriorZ(PosteriorZ):
 
     def __init__(self, dim: int, *, residual: bool = True, noise: float = 1.0, hidden: int = 512):
         super().__init__(dim)
-        self.noise, self.shrink = Positive(noise), Positive(1.0)
+        self.noise = Noise(noise)
         self.net = Residual(dim, 2, hidden=hidden) if residual else None
 
-    def within(self, task: Task) -> Tensor:
-        """W ``[T, 1, D]``: ``noise * (W_memory + shrink * mean(W_memory)) / (1 + shrink)``."""
-        w = task.recall.mean_variance()[2].unsqueeze(1)
-        shrink = self.shrink()
-        return self.noise() * (w + shrink * w.mean(-1, keepdim=True)) / (1 + shrink) + 1e-6
+    def within(self, task: Task) -> tuple[Tensor, Tensor | None]:
+        """W as diagonal ``[T, 1, D]`` and factor ``[T, 1, D, r]`` or None."""
+        return self.noise(task)
 
     def forward(self, m: Tensor, task: Task, prior: TorchDistribution) -> TorchDistribution:
         """See the interface.
@@ -181,7 +180,8 @@ class ConjugatePosteriorZ(PosteriorZ):
         """
         loc, factor, diag = gaussian_parts(prior)
         s = task.prototype
-        q = conjugate_posterior(loc, factor, diag, s, self.within(task), task.shots)
+        noise, noise_factor = self.within(task)
+        q = conjugate_posterior(loc, factor, diag, s, noise, task.shots, noise_factor)
         if self.net is None:
             return q
         return LowRankGaussian(self.net(q.loc, s, m), q.factor, q.diag)

@@ -229,6 +229,7 @@ class Trainer:
                 if self.step % t.log_every == 0 or last:
                     bar.set_postfix(self._log(self.step - since))
                     since = self.step
+                    self.model.refresh()
                 if last or (t.validate_every and self.step % t.validate_every == 0):
                     self._validate(bar)
                 if last or (t.checkpoint_every and self.step % t.checkpoint_every == 0):

@@ -74,7 +74,7 @@ class VSM(FewShotModel):
         prior_m, prior_z, posterior_m, posterior_z, likelihood: the factors (:mod:`pyro_vsm.model`).
         memory_use: ``latent``, ``rote``, ``transformed``, ``off``, ``shuffled``.
         memory_update: ``attention``, ``mean``, ``none``.
-        alpha, address_dim, top_k: see :class:`~pyro_vsm.memory.SemanticMemory`.
+        alpha, address_dim, top_k, within_rank: see :class:`~pyro_vsm.memory.SemanticMemory`.
         objective: ``elbo`` or ``importance_weighted``.
         particles: posterior samples a training step.
         beta_z, beta_m: final weights of the KL terms; 1 is the evidence lower bound.
@@ -97,6 +97,7 @@ class VSM(FewShotModel):
         alpha: float = 0.9,
         address_dim: int = 64,
         top_k: int = 0,
+        within_rank: int = 0,
         objective: str = "elbo",
         particles: int = 4,
         beta_z: float = 1e-4,
@@ -118,6 +119,7 @@ class VSM(FewShotModel):
             alpha=alpha,
             address_dim=address_dim,
             top_k=top_k,
+            within_rank=within_rank,
             shuffled=use.shuffled,
         )
         self.memory.requires_grad_(not use.closed)  # nothing of a closed memory is ever read
@@ -181,6 +183,10 @@ class VSM(FewShotModel):
         if self._write is not None:
             self.memory.store(self._write)
             self._write = None
+
+    def refresh(self) -> None:
+        """Refresh the memory's within-class covariance."""
+        self.memory.refresh()
 
     def posterior(self, task: Task, samples: int) -> tuple[poutine.Trace, Tensor]:
         """Trace of the guide with S particles, and the logits ``[S, T, Q, N]`` of the model replayed against it."""
