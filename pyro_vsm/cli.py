@@ -161,7 +161,7 @@ def _data(args: Namespace) -> None:
 
 
 def _forget_parts(argv: Sequence[str]) -> list[str]:
-    """Resets a part to a mere name before it is given anew: jsonargparse (4.50) fails on a mapping after a mapping."""
+    """Resets a part to a mere name before it is given anew: jsonargparse 4.53 fails on mapping after mapping."""
     from pyro_vsm.config import ModelConfig
 
     parts = {f"--model.{f.name}" for f in fields(ModelConfig) if f.type == "Part"}
