@@ -24,9 +24,7 @@ def mixture(shared: bool, cls=GaussianMixture):
 def test_mixture_density_is_torchs(shared):
     q = mixture(shared)
     loc, scale = (t.expand(2, 3, 4, 5) for t in (q.loc, q.scale))
-    reference = td.MixtureSameFamily(
-        td.Categorical(logits=q.logits), td.Independent(td.Normal(loc, scale), 1)
-    )
+    reference = td.MixtureSameFamily(td.Categorical(logits=q.logits), td.Independent(td.Normal(loc, scale), 1))
     value = torch.randn(7, 2, 3, 5, **DOUBLE)
     torch.testing.assert_close(q.log_prob(value), reference.log_prob(value))
     torch.testing.assert_close(q.mean, reference.mean)
