@@ -21,6 +21,7 @@ from pyro.distributions import Delta, TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vsm.likelihood import LIKELIHOODS
+from pyro_vsm.memory import SemanticMemory
 from pyro_vsm.memory_updates import MEMORY_UPDATES
 from pyro_vsm.memory_uses import MEMORY_USES
 from pyro_vsm.posteriors import POSTERIORS_M, POSTERIORS_Z, AmortisedPosteriorZ
@@ -67,7 +68,17 @@ class PartContract:
 
     registry: ClassVar[Registry]
     with_it: ClassVar[dict[str, Any]] = {}
-    """Other parts that the VSM of the training step has."""
+    """Other options of the VSM that is trained."""
+    of_memory: ClassVar[dict[str, Any]] = {}
+    """Options of the memory that the part is tried with."""
+
+    def task(self, dim: int, entries: int, **shape: int) -> Task:
+        """A random task whose memory has that many entries."""
+        return task(dim, entries, **shape, **self.of_memory)
+
+    def memory(self, dim: int, entries: int) -> SemanticMemory:
+        """A memory with that many entries."""
+        return memory(dim, entries, **self.of_memory)
 
     def untrained(self, spec: Any) -> set[str]:
         """Parameters (by prefix) that get no gradient in the training step, documented."""
@@ -90,6 +101,7 @@ class PartContract:
             loss.backward()
             optimiser.step()
             model.after_step()
+            model.refresh()
         for name, p in model.named_parameters():
             if not p.requires_grad or name.startswith(tuple(self.untrained(spec))):
                 continue
@@ -101,7 +113,8 @@ class PartContract:
     def test_a_model_with_it_agrees_with_full_precision(self, spec, kind):
         """Probabilities under bf16 autocast and on the GPU are those of float32 on the CPU."""
         model = randomise(vsm(D, **{**self.with_it, self.registry.kind: spec}), 0.1).eval()
-        model.memory.load_state_dict({**model.memory.state_dict(), **dict(memory(D, 4).named_buffers())})
+        buffers = dict(self.memory(D, 4).named_buffers())
+        model.memory.load_state_dict({**model.memory.state_dict(), **buffers})
         support, query = torch.randn(T, N, 2, D), torch.randn(T, Q, D)
         if kind == "cuda":  # other random numbers there: many samples
             expected, device = model.predict(support, query, 2000), torch.device("cuda")
@@ -132,7 +145,7 @@ class DensityContract(PartContract):
 
     @states
     def test_batch_shapes(self, spec, entries):
-        part, given, m = self.build(spec, D), task(D, entries), torch.randn(P, T, N, D)
+        part, given, m = self.build(spec, D), self.task(D, entries), torch.randn(P, T, N, D)
         law = self.law(part, given, m)
         assert law.event_shape == (D,)
         law = law.expand((P, T, N))  # a particle plate
@@ -146,7 +159,7 @@ class DensityContract(PartContract):
     @states
     def test_particles_and_tasks_are_computed_alone(self, spec, entries):
         """One batch over particles and tasks is a loop over them."""
-        part, store = self.build(spec, D), memory(D, entries)
+        part, store = self.build(spec, D), self.memory(D, entries)
         support, query, m = torch.randn(T, N, 2, D), torch.randn(T, Q, D), torch.randn(P, T, N, D)
         law = self.law(part, recall(store, support, query), m).expand((P, T, N))
         value = law.rsample().detach()
@@ -161,7 +174,7 @@ class DensityContract(PartContract):
     @states
     @pytest.mark.parametrize("dim", [1, 2])
     def test_density_integrates_to_one_and_samples_follow_it(self, spec, entries, dim):
-        part, given = self.build(spec, dim).double(), to(task(dim, entries, tasks=1, ways=2), torch.float64)
+        part, given = self.build(spec, dim).double(), to(self.task(dim, entries, tasks=1, ways=2), torch.float64)
         law = self.law(part, given, torch.randn(1, 2, dim, dtype=torch.float64)).expand((1, 2))
         draws = law.rsample((4000,)).detach()
         if point_mass(law):  # a point mass has no density; all draws are the point
@@ -199,7 +212,7 @@ class DensityContract(PartContract):
 
     @states
     def test_float32_and_autocast_agree_with_float64(self, spec, entries):
-        part, given, m = self.build(spec, D), task(D, entries), torch.randn(P, T, N, D)
+        part, given, m = self.build(spec, D), self.task(D, entries), torch.randn(P, T, N, D)
         law = self.law(part, given, m).expand((P, T, N))
         value = law.rsample().detach()
         single = law.log_prob(value)
@@ -222,7 +235,7 @@ class DensityContract(PartContract):
     @pytest.mark.cuda
     @states
     def test_cuda(self, spec, entries):
-        part, given, m = self.build(spec, D), task(D, entries), torch.randn(P, T, N, D)
+        part, given, m = self.build(spec, D), self.task(D, entries), torch.randn(P, T, N, D)
         value = self.law(part, given, m).expand((P, T, N)).rsample().detach()
         expected = self.law(part, given, m).expand((P, T, N)).log_prob(value)
         device = torch.device("cuda")
@@ -284,7 +297,7 @@ class LikelihoodContract(PartContract):
 
     @states
     def test_shapes_particles_and_tasks(self, spec, entries):
-        part, store = self.build(spec, D), memory(D, entries)
+        part, store = self.build(spec, D), self.memory(D, entries)
         support, query, z = torch.randn(T, N, 2, D), torch.randn(T, Q, D), torch.randn(P, T, N, D)
         logits = part(z, recall(store, support, query))
         assert logits.shape == (P, T, Q, N)
@@ -294,18 +307,18 @@ class LikelihoodContract(PartContract):
 
     @states
     def test_classes_and_queries_are_exchangeable(self, spec, entries):
-        part, given, z = self.build(spec, D), task(D, entries), torch.randn(T, N, D)
+        part, given, z = self.build(spec, D), self.task(D, entries), torch.randn(T, N, D)
         order = torch.tensor([2, 0, 1])
         torch.testing.assert_close(part(z[:, order], given), part(z, given)[..., order], atol=1e-5, rtol=1e-5)
 
     @states
     def test_a_query_at_a_prototype_is_of_its_class(self, spec, entries):
-        part, given = LIKELIHOODS.build(spec, D), task(D, entries, queries=N)
+        part, given = LIKELIHOODS.build(spec, D), self.task(D, entries, queries=N)
         torch.testing.assert_close(part(given.query, given).argmax(-1), torch.arange(N).expand(T, -1))
 
     @states
     def test_autocast(self, spec, entries):
-        part, given, z = self.build(spec, D), task(D, entries), torch.randn(P, T, N, D)
+        part, given, z = self.build(spec, D), self.task(D, entries), torch.randn(P, T, N, D)
         with torch.autocast("cpu", torch.bfloat16):
             inside = part(z, given)
         torch.testing.assert_close(inside, part(z, given), atol=1e-4, rtol=1e-4)
@@ -313,7 +326,7 @@ class LikelihoodContract(PartContract):
     @pytest.mark.cuda
     @states
     def test_cuda(self, spec, entries):
-        part, given, z = self.build(spec, D), task(D, entries), torch.randn(P, T, N, D)
+        part, given, z = self.build(spec, D), self.task(D, entries), torch.randn(P, T, N, D)
         expected, device = part(z, given), torch.device("cuda")
         got = part.to(device)(z.to(device), to(given, device)).cpu()
         torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
@@ -374,14 +387,14 @@ class MemoryUseContract(PartContract):
 
     @states
     def test_reading(self, spec, entries):
-        part, given = self.build(spec, D), task(D, entries)
+        part, given = self.build(spec, D), self.task(D, entries)
         m = part(given)
         assert m.shape == (T, N, D)
         assert torch.isfinite(m).all()
 
     @states
     def test_autocast(self, spec, entries):
-        part, given = self.build(spec, D), task(D, entries)
+        part, given = self.build(spec, D), self.task(D, entries)
         with torch.autocast("cpu", torch.bfloat16):
             inside = part(given)
         assert inside.dtype == torch.float32

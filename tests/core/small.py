@@ -66,6 +66,7 @@ def memory(dim: int, entries: int, *, images: int = 4, **options) -> SemanticMem
     m = SemanticMemory(dim, **{"capacity": CAPACITY, "address_dim": 4, **options})
     if entries:
         m.store(m.consolidate(torch.randn(1, entries, images, dim), torch.arange(entries).unsqueeze(0)))
+        m.refresh()
     return m
 
 

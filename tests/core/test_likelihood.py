@@ -21,6 +21,12 @@ class TestLikelihood(LikelihoodContract):
     pass
 
 
+@pytest.mark.parametrize("spec", ["gaussian"])
+class TestLikelihoodWithWithinCovariance(LikelihoodContract):
+    with_it = {"within_rank": 2}  # noqa: RUF012
+    of_memory = {"within_rank": 2}  # noqa: RUF012
+
+
 def softmax_of(logits):
     return logits.log_softmax(-1)
 

@@ -51,9 +51,8 @@ class TestPosteriorZ(PosteriorZContract):
     pass
 
 
-@pytest.mark.parametrize("spec", Z_SPECS, ids=name_of)
-class TestPosteriorZUnderEmpiricalBayes(PosteriorZContract):
-    """As the last, with a prior that is not diagonal."""
+class UnderEmpiricalBayes(PosteriorZContract):
+    """With a prior that is not diagonal."""
 
     with_it = {"prior_z": "empirical_bayes"}  # noqa: RUF012
 
@@ -61,6 +60,19 @@ class TestPosteriorZUnderEmpiricalBayes(PosteriorZContract):
         part = POSTERIORS_Z.build(narrow("posterior_z", spec), dim)
         part.prior = EmpiricalBayesPriorZ(dim)
         return randomise(part)
+
+
+@pytest.mark.parametrize("spec", Z_SPECS, ids=name_of)
+class TestPosteriorZUnderEmpiricalBayes(UnderEmpiricalBayes):
+    pass
+
+
+@pytest.mark.parametrize("spec", [s for s in Z_SPECS if name_of(s) == "conjugate"], ids=name_of)
+class TestPosteriorZWithWithinCovariance(UnderEmpiricalBayes):
+    """And with noise that is not diagonal either."""
+
+    with_it = {"prior_z": "empirical_bayes", "within_rank": 2}  # noqa: RUF012
+    of_memory = {"within_rank": 2}  # noqa: RUF012
 
 
 def test_mixture_has_the_addressing_weights():
