@@ -359,6 +359,7 @@ def test_on_a_cuda_device_too(data, episodes):
 
 
 @pytest.mark.cuda
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_blocks_do_not_synchronise_the_device(data, episodes):
     class Strict(NearestMean):
         def predict(self, support: Tensor, query: Tensor, samples: int) -> Tensor:
