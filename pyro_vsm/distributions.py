@@ -13,12 +13,9 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from pyro_vsm.precision import full_precision
+
 LOG_2PI = math.log(2 * math.pi)
-
-
-def full_precision(like: Tensor) -> torch.autocast:
-    """A context without autocast: densities and moments need more digits than bfloat16 has."""
-    return torch.autocast(like.device.type, enabled=False)
 
 
 class GaussianMixture(TorchDistribution):

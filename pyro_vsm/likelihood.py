@@ -7,9 +7,10 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vsm.distributions import full_precision, mahalanobis_map
+from pyro_vsm.distributions import mahalanobis_map
 from pyro_vsm.networks import Positive
 from pyro_vsm.noise import Noise
+from pyro_vsm.precision import full_precision
 from pyro_vsm.registry import Registry
 from pyro_vsm.task import Task
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vsm.distributions import full_precision
 from pyro_vsm.errors import UserError
 from pyro_vsm.memory_updates import MEMORY_UPDATES, MemoryUpdate
+from pyro_vsm.precision import full_precision
 from pyro_vsm.registry import Spec
 from pyro_vsm.within_covariance import WithinCovariance, pooled_covariance
 

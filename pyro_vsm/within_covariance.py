@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pyro_vsm.distributions import full_precision
+from pyro_vsm.precision import full_precision
 
 
 class WithinCovariance(nn.Module):
