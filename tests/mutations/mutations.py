@@ -138,6 +138,20 @@ MUTATIONS = [
         ("test_posteriors.py", "test_calibration.py"),
     ),
     Mutation(
+        "correlated noise of the mean of K observations not divided by K",
+        "distributions.py",
+        "g = (noise_factor / shots**0.5)",
+        "g = (noise_factor / 1.0)",
+        ("test_within.py",),
+    ),
+    Mutation(
+        "sign of the correlated noise in the Gaussian likelihood",
+        "likelihood.py",
+        "logits = logits - half_distance(query @ c.mT",
+        "logits = logits + half_distance(query @ c.mT",
+        ("test_within.py",),
+    ),
+    Mutation(
         "empirical Bayes divides the covariance by the number of entries once more",
         "priors.py",
         "root = (weight.sqrt() * self.scale().sqrt())",
