@@ -103,7 +103,7 @@ class TrainingConfig:
         checkpoint_every: steps between checkpoints to resume from; 0: at the end only.
     """
 
-    steps: int = 240
+    steps: int = 150
     lr: float = 2e-3
     head_lr: float = 2e-3
     weight_decay: float = 0.0
@@ -116,7 +116,7 @@ class TrainingConfig:
     compile: bool = False
     cuda_graph: bool = False
     log_every: int = 10
-    validate_every: int = 80
+    validate_every: int = 75
     validation_episodes: int = 200
     checkpoint_every: int = 500
 
