@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, Union, get_type_hints
+from typing import Any, Literal, Optional, Union, get_type_hints
 
 from pyro_vsm.data import DataConfig
 from pyro_vsm.data.augment import AugmentConfig
@@ -101,6 +101,12 @@ class TrainingConfig:
         validate_every: steps between validations; the best model by validation accuracy is kept. 0: at the end only.
         validation_episodes: episodes of a validation.
         checkpoint_every: steps between checkpoints to resume from; 0: at the end only.
+        optimizer: adamw, or sgd with Nesterov momentum 0.9.
+        init: a trained model (run folder, system folder or file) whose encoder this training starts from.
+        freeze: keep the encoder as it is and train on its features, computed once.
+        views: with freeze, augmented views of each training image.
+        calibrate: after training, fit the few scalars that a system names (temperature, noise scale) on
+            validation episodes.
     """
 
     steps: int = 150
@@ -119,12 +125,17 @@ class TrainingConfig:
     validate_every: int = 75
     validation_episodes: int = 200
     checkpoint_every: int = 500
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    init: Optional[str] = None  # noqa: UP045  jsonargparse reads this form on Python 3.10
+    freeze: bool = False
+    views: int = 1
+    calibrate: bool = False
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.log_every < 1 or self.validation_episodes < 2:
+        if self.steps < 0 or self.log_every < 1 or self.validation_episodes < 2:
             raise UserError(
                 f"training: steps={self.steps}, log_every={self.log_every}, "
-                f"validation_episodes={self.validation_episodes}; give at least 1, 1 and 2"
+                f"validation_episodes={self.validation_episodes}; give at least 0, 1 and 2"
             )
         if not 0 <= self.seed < 2**32:
             raise UserError(f"training.seed is {self.seed}; give a number from 0 to 2^32 - 1")
@@ -132,6 +143,13 @@ class TrainingConfig:
             raise UserError(
                 f"training: lr={self.lr}, head_lr={self.head_lr}, weight_decay={self.weight_decay}, "
                 f"clip={self.clip}, ema={self.ema}; rates cannot be negative and ema lies in [0, 1)"
+            )
+        if self.views < 1:
+            raise UserError(f"training.views is {self.views}; give at least 1")
+        if not self.init and (self.freeze or self.steps == 0):
+            raise UserError(
+                f"training: freeze={self.freeze}, steps={self.steps} without init; give training.init, a trained model "
+                "to start from"
             )
 
 

@@ -7,7 +7,10 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from pyro_vsm.config import Config
+from pyro_vsm.data.images import ClassImages
 from pyro_vsm.encoder import Encoder
+from pyro_vsm.feeds import EpisodeFeed, FeatureFeed, Feed
 
 
 class FewShotModel(nn.Module, ABC):
@@ -46,6 +49,15 @@ class FewShotModel(nn.Module, ABC):
         """
         features = self.encode(images.flatten(0, 2)).unflatten(0, images.shape[:3])
         return self.loss(features, shot, classes, progress)
+
+    def feed(self, data: ClassImages, config: Config) -> Feed:
+        """What this system is trained on; by default episodes, of cached features where the encoder is frozen.
+
+        Args:
+            data: training images, on the device.
+            config: the run.
+        """
+        return FeatureFeed(data, config, self) if config.training.freeze else EpisodeFeed(data, config)
 
     @abstractmethod
     def loss(

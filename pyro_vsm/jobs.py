@@ -77,7 +77,7 @@ def train(
     for number, name in enumerate(config.systems):
         t = config.training
         pyro.set_rng_seed(t.seed)  # PyTorch, NumPy and Python, whatever a part of yours may use
-        model = build_model(name, config.model, images, amp=t.amp, compiled=t.compile)
+        model = build_model(name, config, images, amp=t.amp, compiled=t.compile)
         run = Run(folder / name, checkpoint_meta(name, config, images, data))
         trainer = Trainer(model, data, config, run, name)
         if resume and run.state_path.exists():
@@ -119,7 +119,7 @@ def occupied(folder: Path) -> bool:
 def _check_all(config: Config, data: Splits, images: ImageSpec) -> None:
     """Find what would stop a later system, or the test after all training, before anything is written."""
     for name in config.systems:
-        build_model(name, config.model, images)
+        build_model(name, config, images)
     e, v = config.episodes, config.evaluation
     EpisodeSampler(data.train, way=e.way, shot=e.shot, queries=e.queries)
     fixed_episodes(data.validation, way=e.way, shot=e.shot, queries=v.queries, episodes=1, seed=0)
@@ -152,7 +152,7 @@ def load_model(path: Path | str, *, device: str = "cpu") -> tuple[FewShotModel, 
         raise UserError(f"{path} lacks {error}; it is no model of pyro-vsm train") from error
     if any(k.startswith("optimizer.") for k in tensors) or "random.cpu" in tensors:
         raise UserError(f"{path} is a state to resume from; give the model.safetensors beside it")
-    model = build_model(name, config.model, images, amp=False, trusted=False)
+    model = build_model(name, config, images, amp=False, trusted=False)
     checkpoint.load_into(model, tensors, str(path))
     return model.to(pick_device(device)).eval(), meta
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pyro_vsm.backbones import BACKBONES
 from pyro_vsm.baselines import PrototypicalNetwork
-from pyro_vsm.config import ModelConfig
+from pyro_vsm.config import Config, ModelConfig
 from pyro_vsm.data import Splits
 from pyro_vsm.encoder import Encoder
 from pyro_vsm.errors import UserError
@@ -47,7 +47,7 @@ class ImageSpec:
 
 
 SYSTEMS: dict[str, Callable[..., FewShotModel]] = {}
-"""System name to a function of (encoder, model configuration, image spec, trusted)."""
+"""System name to a function of (encoder, configuration, image spec, trusted)."""
 
 
 def system(name: str):
@@ -61,36 +61,40 @@ def system(name: str):
 
 
 @system("vsm")
-def vsm(encoder: Encoder, config: ModelConfig, images: ImageSpec, trusted: bool) -> VSM:
+def vsm(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) -> VSM:
     """Variational Semantic Memory as configured."""
-    settings = dict(vars(config))
+    return _vsm(encoder, config.model, images, trusted)
+
+
+def _vsm(encoder: Encoder, parts: ModelConfig, images: ImageSpec, trusted: bool) -> VSM:
+    settings = dict(vars(parts))
     del settings["backbone"]
-    settings["capacity"] = config.capacity or images.classes
+    settings["capacity"] = parts.capacity or images.classes
     return VSM(encoder, **settings, trusted=trusted)
 
 
 @system("vpn")
-def vpn(encoder: Encoder, config: ModelConfig, images: ImageSpec, trusted: bool) -> VSM:
+def vpn(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) -> VSM:
     """Variational prototype network: the same guide network fed no memory, p(z) = N(0, 1), no closed form."""
     changed = {
-        **vars(config),
+        **vars(config.model),
         "memory_use": "off",
         "prior_z": "standard_normal",
         "posterior_z": "amortised",
         "likelihood": "euclidean",
     }
-    return vsm(encoder, ModelConfig(**changed), images, trusted)
+    return _vsm(encoder, ModelConfig(**changed), images, trusted)
 
 
 @system("pn")
-def pn(encoder: Encoder, config: ModelConfig, images: ImageSpec, trusted: bool) -> PrototypicalNetwork:
+def pn(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) -> PrototypicalNetwork:
     """Prototypical network."""
     return PrototypicalNetwork(encoder)
 
 
 def build_model(
     name: str,
-    config: ModelConfig,
+    config: Config,
     images: ImageSpec,
     *,
     amp: bool = False,
@@ -101,7 +105,7 @@ def build_model(
 
     Args:
         name: a key of :data:`SYSTEMS`.
-        config: the parts.
+        config: the run, of which the parts matter here.
         images: what the encoder and the memory must fit.
         amp, compiled: see :class:`~pyro_vsm.encoder.Encoder`.
         trusted: whether the configuration may import modules by dotted path.
@@ -112,7 +116,7 @@ def build_model(
     if name not in SYSTEMS:
         raise UserError(f"there is no system {name!r}; known are {', '.join(sorted(SYSTEMS))}")
     try:
-        backbone = BACKBONES.build(config.backbone, images.channels, images.size, trusted=trusted)
+        backbone = BACKBONES.build(config.model.backbone, images.channels, images.size, trusted=trusted)
         encoder = Encoder(backbone, images.mean, images.std, amp=amp, compiled=compiled)
         return SYSTEMS[name](encoder, config, images, trusted)
     except (TypeError, ValueError, RuntimeError) as error:  # of a value that a part cannot work with

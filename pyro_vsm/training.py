@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from pyro_vsm.config import Config
 from pyro_vsm.data import Splits
-from pyro_vsm.data.augment import augment
-from pyro_vsm.data.episodes import EpisodeSampler, fixed_episodes, gather
+from pyro_vsm.data.episodes import fixed_episodes
 from pyro_vsm.errors import UserError
 from pyro_vsm.evaluation import evaluate_model
 from pyro_vsm.fewshot import FewShotModel
@@ -123,7 +122,7 @@ class Trainer:
         self.train_data = data.train.to(self.device)
         self.validation_data = data.validation.to(self.device)
         e = config.episodes
-        self.sampler = EpisodeSampler(self.train_data, way=e.way, shot=e.shot, queries=e.queries)
+        self.feed = self.model.feed(self.train_data, config)
         self.validation_episodes = fixed_episodes(
             data.validation,
             way=e.way,
@@ -168,12 +167,8 @@ class Trainer:
 
     def _step(self) -> None:
         """One optimiser step, without waiting for the device (and so fit for capture)."""
-        e = self.config.episodes
-        index = self.sampler.sample(e.tasks)
-        images = torch.cat(gather(self.train_data, index), 2)
-        images = augment(images.flatten(0, 2), self.config.augment).unflatten(0, images.shape[:3])
         self.optimizer.zero_grad(set_to_none=True)
-        loss, terms = self.model(images, e.shot, index.classes, self.progress)
+        loss, terms = self.feed.loss(self.model, self.progress)
         loss.backward()
         if self.config.training.clip:
             terms["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.config.training.clip)

@@ -207,7 +207,7 @@ def test_entropy_is_expected_entropy_plus_mutual_information(belief):
 
 def test_a_posterior_without_spread_leaves_no_mutual_information(tiny_config, tiny_data, classes):
     parts = {"posterior_z": "deterministic", "memory_use": "rote"}
-    model = build_model("vsm", tiny_config(model=parts).model, ImageSpec.of(tiny_data))
+    model = build_model("vsm", tiny_config(model=parts), ImageSpec.of(tiny_data))
     belief = model.infer(torch.stack([c[:1] for c in classes[:3]]), classes[3], samples=16)
     assert belief.mutual_information.max() < 1e-6
     assert belief.expected_entropy.min() > 0

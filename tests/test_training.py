@@ -28,7 +28,7 @@ def make_trainer(tmp_path, tiny_config, tiny_data):
     def make(system: str = "vsm", folder: str = "run", **changes) -> Trainer:
         config = tiny_config(**changes)
         torch.manual_seed(config.training.seed)
-        model = build_model(system, config.model, ImageSpec.of(tiny_data))
+        model = build_model(system, config, ImageSpec.of(tiny_data))
         meta = {"system": system, "config": config.to_dict(), "data": {}}
         return Trainer(model, tiny_data, config, Run(tmp_path / folder, meta), system)
 

@@ -1,0 +1,119 @@
+"""What a training step is fed: draws a batch on the device and asks the model for its loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pyro_vsm.config import Config
+from pyro_vsm.data.augment import augment
+from pyro_vsm.data.episodes import EpisodeSampler, gather
+from pyro_vsm.data.images import ClassImages
+from pyro_vsm.errors import UserError
+
+if TYPE_CHECKING:
+    from pyro_vsm.fewshot import FewShotModel
+
+Loss = tuple[Tensor, dict[str, Tensor]]
+
+
+class Feed(ABC):
+    """A source of training batches. Nothing in it waits for the device, so that a step can be captured."""
+
+    @abstractmethod
+    def loss(self, model: FewShotModel, progress: Tensor) -> Loss:
+        """The model's loss and terms (see :meth:`FewShotModel.forward`) on a fresh random batch."""
+
+
+class EpisodeFeed(Feed):
+    """Episodes of augmented images.
+
+    Args:
+        data: training images, on their device.
+        config: its ``episodes`` and ``augment``.
+
+    Raises:
+        UserError: the episodes do not fit the data.
+    """
+
+    def __init__(self, data: ClassImages, config: Config):
+        e = config.episodes
+        self.data, self.config = data, config
+        self.sampler = EpisodeSampler(data, way=e.way, shot=e.shot, queries=e.queries)
+
+    def loss(self, model: FewShotModel, progress: Tensor) -> Loss:
+        """See :class:`Feed`."""
+        e = self.config.episodes
+        index = self.sampler.sample(e.tasks)
+        images = torch.cat(gather(self.data, index), 2)
+        images = augment(images.flatten(0, 2), self.config.augment).unflatten(0, images.shape[:3])
+        return model(images, e.shot, index.classes, progress)
+
+
+class FeatureFeed(Feed):
+    """Episodes of the features of a frozen encoder, computed once for several augmented views of every image.
+
+    Args:
+        data: training images, on their device.
+        config: its ``episodes``, ``augment`` and ``training.views``.
+        model: whose encoder is frozen.
+    """
+
+    def __init__(self, data: ClassImages, config: Config, model: FewShotModel):
+        e = config.episodes
+        self.config = config
+        self.sampler = EpisodeSampler(data, way=e.way, shot=e.shot, queries=e.queries)
+        self.features = augmented_features(model, data, config, config.training.views)
+
+    def loss(self, model: FewShotModel, progress: Tensor) -> Loss:
+        """See :class:`Feed`."""
+        e = self.config.episodes
+        index = self.sampler.sample(e.tasks)
+        images = torch.cat([index.support, index.query], 2)  # [T, N, K+Q]
+        view = torch.randint(len(self.features), images.shape, device=images.device)
+        return model.loss(self.features[view, images], e.shot, index.classes, progress)
+
+
+class ImageFeed(Feed):
+    """Batches of augmented images with their classes, for classification.
+
+    Args:
+        data: training images, on their device.
+        config: its ``augment``.
+        batch: images in a batch.
+
+    Raises:
+        UserError: an empty batch.
+    """
+
+    def __init__(self, data: ClassImages, config: Config, batch: int):
+        if batch < 1:
+            raise UserError(f"classifier.batch is {batch}; give at least 1")
+        self.data, self.config, self.batch = data, config, batch
+        self.labels = torch.repeat_interleave(
+            torch.arange(data.n_classes, device=data.images.device), data.counts.to(data.images.device)
+        )
+
+    def loss(self, model: FewShotModel, progress: Tensor) -> Loss:
+        """See :class:`Feed`."""
+        index = torch.randint(len(self.labels), (self.batch,), device=self.labels.device)
+        images = augment(self.data.images[index], self.config.augment)
+        return model.classify(images, self.labels[index], progress)  # type: ignore[operator]
+
+
+@torch.no_grad()
+def augmented_features(model: FewShotModel, data: ClassImages, config: Config, views: int) -> Tensor:
+    """Features ``[views, I, D]`` of every training image: view 0 as it is, the others augmented."""
+    mode = model.training
+    model.eval()
+    size = 1024 if data.images.is_cuda else 128
+    result = torch.empty(views, len(data.images), model.dim, device=data.images.device)
+    for view in range(views):
+        for start in range(0, len(data.images), size):
+            images = data.images[start : start + size]
+            result[view, start : start + size] = model.encode(augment(images, config.augment) if view else images)
+    model.train(mode)
+    return result
