@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv = _forget_parts(sys.argv[1:] if argv is None else argv)
         args = parser.parse_args(argv)
         if args.command == "train" and args.train.resume:  # the run's settings come first, those given after them
-            from pyro_vsm.jobs import read_config
+            from pyro_vsm.loading import read_config
 
             read_config(args.train.resume)  # says clearly what is wrong with it
             stored = str(Path(args.train.resume) / "config.yaml")

@@ -148,8 +148,8 @@ class TrainingConfig:
             raise UserError(f"training.views is {self.views}; give at least 1")
         if not self.init and (self.freeze or self.steps == 0):
             raise UserError(
-                f"training: freeze={self.freeze}, steps={self.steps} without init; give training.init, a trained model "
-                "to start from"
+                f"training: freeze={self.freeze}, steps={self.steps} without init; give training.init, a trained "
+                "model to start from"
             )
 
 

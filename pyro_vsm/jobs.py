@@ -6,14 +6,13 @@ import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyro
 import torch
 import yaml
 
-from pyro_vsm import checkpoint, report
 from pyro_vsm import data as data_sources
+from pyro_vsm import report
 from pyro_vsm.config import Config, EvaluationConfig
 from pyro_vsm.data import Splits
 from pyro_vsm.data.episodes import EpisodeIndex, EpisodeSampler, fixed_episodes
@@ -23,6 +22,7 @@ from pyro_vsm.evaluation import evaluate_model
 from pyro_vsm.fewshot import FewShotModel
 from pyro_vsm.figures import draw_run
 from pyro_vsm.files import write_atomic
+from pyro_vsm.loading import checkpoint_meta, load_model
 from pyro_vsm.results import EpisodeResults, compare
 from pyro_vsm.run import Run, differing
 from pyro_vsm.signals import Interrupt
@@ -125,76 +125,6 @@ def _check_all(config: Config, data: Splits, images: ImageSpec) -> None:
     fixed_episodes(data.validation, way=e.way, shot=e.shot, queries=v.queries, episodes=1, seed=0)
     protocol_episodes(getattr(data, v.split), v, e.way, e.shot)
     pick_device(config.training.device)
-
-
-def checkpoint_meta(name: str, config: Config, images: ImageSpec, data: Splits) -> dict[str, Any]:
-    """What a checkpoint says of itself."""
-    identity = {split: i.to_dict() for split, i in data.identity.items()}
-    return {"system": name, "config": config.to_dict(), "images": images.to_dict(), "data": identity}
-
-
-def load_model(path: Path | str, *, device: str = "cpu") -> tuple[FewShotModel, dict[str, Any]]:
-    """The model in a checkpoint, in evaluation mode, and what the checkpoint says of itself.
-
-    Args:
-        path: ``model.safetensors``, the folder of a system, or a run folder (its first system).
-        device: where to put it.
-
-    Raises:
-        UserError: damaged or foreign file, or a part from a module that the caller has not imported.
-    """
-    path = find_model(Path(path))
-    tensors, meta = checkpoint.read(path)
-    try:
-        config, name = Config.from_dict(meta["config"]), str(meta["system"])
-        images = ImageSpec(**meta["images"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} lacks {error}; it is no model of pyro-vsm train") from error
-    if any(k.startswith("optimizer.") for k in tensors) or "random.cpu" in tensors:
-        raise UserError(f"{path} is a state to resume from; give the model.safetensors beside it")
-    model = build_model(name, config, images, amp=False, trusted=False)
-    checkpoint.load_into(model, tensors, str(path))
-    return model.to(pick_device(device)).eval(), meta
-
-
-def load(path: Path | str, *, device: str = "auto") -> FewShotModel:
-    """The trained model of a run folder or checkpoint, ready to predict; see :func:`load_model`."""
-    return load_model(path, device=device)[0]
-
-
-def read_config(folder: Path | str) -> Config:
-    """The configuration of a run folder.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
-    path = Path(folder) / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"there is no config.yaml in {folder}; give the folder of a run")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read ({reason}); restore it") from error
-    try:
-        config = Config.from_dict(values)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    if not isinstance(config.systems, list) or not config.systems or not all(s in SYSTEMS for s in config.systems):
-        raise UserError(f"{path} names no known systems ({config.systems}); restore it")
-    return config
-
-
-def find_model(path: Path) -> Path:
-    """The ``model.safetensors`` that a path means."""
-    if path.is_dir():
-        if (path / "model.safetensors").exists():
-            return path / "model.safetensors"
-        config = path / "config.yaml"
-        if config.exists():
-            return path / read_config(path).systems[0] / "model.safetensors"
-        raise UserError(f"{path} is no run folder: it holds neither model.safetensors nor config.yaml")
-    return path
 
 
 def protocol_episodes(data: ClassImages, e: EvaluationConfig, way: int, shot: int) -> EpisodeIndex:

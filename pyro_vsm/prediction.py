@@ -17,7 +17,7 @@ from pyro_vsm.data.folder import read_class_folders
 from pyro_vsm.errors import UserError
 from pyro_vsm.fewshot import FewShotModel
 from pyro_vsm.files import write_atomic
-from pyro_vsm.jobs import load_model
+from pyro_vsm.loading import load_model
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import yaml
 
 from pyro_vsm.cli import main
 from pyro_vsm.errors import UserError
-from pyro_vsm.jobs import load
+from pyro_vsm.loading import load
 
 from .contract import PriorZContract
 from .small import vsm

@@ -1,0 +1,86 @@
+"""Reading trained models and their configurations back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pyro_vsm import checkpoint
+from pyro_vsm.config import Config
+from pyro_vsm.data import Splits
+from pyro_vsm.errors import UserError
+from pyro_vsm.fewshot import FewShotModel
+from pyro_vsm.systems import SYSTEMS, ImageSpec, build_model
+from pyro_vsm.training import pick_device
+
+
+def checkpoint_meta(name: str, config: Config, images: ImageSpec, data: Splits) -> dict[str, Any]:
+    """What a checkpoint says of itself."""
+    identity = {split: i.to_dict() for split, i in data.identity.items()}
+    return {"system": name, "config": config.to_dict(), "images": images.to_dict(), "data": identity}
+
+
+def load_model(path: Path | str, *, device: str = "cpu") -> tuple[FewShotModel, dict[str, Any]]:
+    """The model in a checkpoint, in evaluation mode, and what the checkpoint says of itself.
+
+    Args:
+        path: ``model.safetensors``, the folder of a system, or a run folder (its first system).
+        device: where to put it.
+
+    Raises:
+        UserError: damaged or foreign file, or a part from a module that the caller has not imported.
+    """
+    path = find_model(Path(path))
+    tensors, meta = checkpoint.read(path)
+    try:
+        config, name = Config.from_dict(meta["config"]), str(meta["system"])
+        images = ImageSpec(**meta["images"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} lacks {error}; it is no model of pyro-vsm train") from error
+    if any(k.startswith("optimizer.") for k in tensors) or "random.cpu" in tensors:
+        raise UserError(f"{path} is a state to resume from; give the model.safetensors beside it")
+    model = build_model(name, config, images, amp=False, trusted=False)
+    checkpoint.load_into(model, tensors, str(path))
+    return model.to(pick_device(device)).eval(), meta
+
+
+def load(path: Path | str, *, device: str = "auto") -> FewShotModel:
+    """The trained model of a run folder or checkpoint, ready to predict; see :func:`load_model`."""
+    return load_model(path, device=device)[0]
+
+
+def read_config(folder: Path | str) -> Config:
+    """The configuration of a run folder.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = Path(folder) / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"there is no config.yaml in {folder}; give the folder of a run")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read ({reason}); restore it") from error
+    try:
+        config = Config.from_dict(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if not isinstance(config.systems, list) or not config.systems or not all(s in SYSTEMS for s in config.systems):
+        raise UserError(f"{path} names no known systems ({config.systems}); restore it")
+    return config
+
+
+def find_model(path: Path) -> Path:
+    """The ``model.safetensors`` that a path means."""
+    if path.is_dir():
+        if (path / "model.safetensors").exists():
+            return path / "model.safetensors"
+        config = path / "config.yaml"
+        if config.exists():
+            return path / read_config(path).systems[0] / "model.safetensors"
+        raise UserError(f"{path} is no run folder: it holds neither model.safetensors nor config.yaml")
+    return path
