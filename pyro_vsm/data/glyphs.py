@@ -28,7 +28,7 @@ from pyro_vsm.data.sources import SOURCES, DataConfig
 _VERSION = 1  # raise it whenever the rendering changes
 _SIZE = 28
 _IMAGES = 24  # images of a class
-_SCRIPTS = {
+SCRIPTS = {
     "train": ("LATIN", "CYRILLIC", "CANADIAN SYLLABICS", "ARABIC"),
     "test": ("ARMENIAN", "GEORGIAN"),
     "validation": ("GREEK", "COPTIC", "HEBREW", "LAO", "OLD ITALIC"),
@@ -56,7 +56,7 @@ def load_glyphs(config: DataConfig) -> Splits:
         "size": size,
         "seed": config.seed,
         "pillow": pillow_version,
-        "fonts": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in _font_paths()},
+        "fonts": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in font_paths()},
     }
     return cached_splits("glyphs", key, lambda: (render(size=size, seed=config.seed), []), use=config.cache)
 
@@ -73,10 +73,10 @@ def render(*, size: int = _SIZE, seed: int = 0, images: int = _IMAGES, limit: in
     Returns:
         Grey images `[I, 1, size, size]`, white on black.
     """
-    artist = _Artist(size)
+    artist = Artist(size)
     letters = artist.without_lookalikes(artist.letters(limit))
     parts = {}
-    for part in _SCRIPTS:
+    for part in SCRIPTS:
         codes = [code for where, code in letters if where == part]
         pixels = np.concatenate([artist.draw_class(code, images, seed) for code in codes])
         parts[part] = ClassImages(
@@ -87,17 +87,18 @@ def render(*, size: int = _SIZE, seed: int = 0, images: int = _IMAGES, limit: in
     return Splits("glyphs", parts["train"], parts["validation"], parts["test"])
 
 
-def _font_paths() -> list[Path]:
+def font_paths() -> list[Path]:
+    """The fonts that letters are drawn from."""
     return [Path(matplotlib.get_data_path(), "fonts", "ttf", name) for name in _FONTS]
 
 
-class _Artist:
+class Artist:
     """Holds the fonts and draws letters."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.canvas = _OVERSAMPLING * size
-        paths = _font_paths()
+        paths = font_paths()
         points = max(1, round(0.72 * self.canvas))
         self.fonts = {path.name: _truetype(path, points) for path in paths}
         self.large = {path.name: _truetype(path, 64) for path in paths if path.name in _COMPARED}
@@ -110,7 +111,7 @@ class _Artist:
         """
         found = []
         every = sorted(set.union(*self.has.values()))
-        for part, scripts in _SCRIPTS.items():
+        for part, scripts in SCRIPTS.items():
             for script in scripts:
                 codes = [
                     code

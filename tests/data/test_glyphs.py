@@ -17,7 +17,7 @@ def few():
 
 @pytest.fixture(scope="module")
 def artist():
-    return glyphs._Artist(28)
+    return glyphs.Artist(28)
 
 
 @pytest.fixture(scope="module")
