@@ -8,6 +8,7 @@ from typing import Any, Literal, Optional, Union, get_type_hints
 from pyro_vsm.data import DataConfig
 from pyro_vsm.data.augment import AugmentConfig
 from pyro_vsm.errors import UserError
+from pyro_vsm.feature_map import FeatureConfig
 
 Part = Union[str, dict[str, Any]]  # noqa: UP007  jsonargparse reads this form on Python 3.10
 
@@ -35,11 +36,51 @@ class EpisodeConfig:
 
 
 @dataclass
+class ClassifierConfig:
+    """Pretraining as a classifier of the training classes (system ``classifier``).
+
+    Args:
+        batch: images in a step.
+        head: linear on the backbone's output, or cosine.
+        tau: scale of the cosines at the start.
+        rotations: copies of each image turned by a random one of 90, 180 and 270 degrees, whose angle a second
+            head tells (self-supervision); 0 for none.
+        rotation_weight: of that head's cross-entropy.
+        smoothing: label smoothing, in [0, 1).
+        teacher: a trained classifier (run folder or file) that is distilled.
+        distillation: weight of the teacher's part of the loss, in [0, 1].
+        temperature: of the teacher's probabilities.
+    """
+
+    batch: int = 64
+    head: Literal["linear", "cosine"] = "linear"
+    tau: float = 10.0
+    rotations: int = 1
+    rotation_weight: float = 1.0
+    smoothing: float = 0.0
+    teacher: Optional[str] = None  # noqa: UP045
+    distillation: float = 0.5
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.rotations < 0 or self.rotation_weight < 0 or not self.tau > 0:
+            raise UserError(
+                f"classifier: batch={self.batch}, rotations={self.rotations}, tau={self.tau}, "
+                f"rotation_weight={self.rotation_weight}; give a batch from 1 on, tau above 0 and nothing negative"
+            )
+        if not 0 <= self.smoothing < 1 or not 0 <= self.distillation <= 1 or not self.temperature > 0:
+            raise UserError(
+                f"classifier: smoothing={self.smoothing}, distillation={self.distillation}, "
+                f"temperature={self.temperature}; give [0, 1), [0, 1] and a number above 0"
+            )
+
+
+@dataclass
 class ModelConfig:
     """The parts of a system. Each part is a name, a dotted path to your class, or {class_path, init_args}.
 
     Args:
-        backbone: conv4.
+        backbone: conv4, resnet12, resnet12_half, wrn.
         prior_m: mixture, support, standard_normal.
         prior_z: memory, empirical_bayes, conditional, standard_normal, vamp.
         posterior_m: mixture, moment_matched, relaxed.
@@ -189,11 +230,13 @@ class Config:
     """A whole run.
 
     Args:
-        systems: what to train, in this order, under one recipe: any of vsm, vpn, pn.
+        systems: what to train, in this order, under one recipe.
         data: the images.
         augment: distortions of training images.
         episodes: training episodes.
         model: the parts of the systems.
+        features: of the encoder of every system.
+        classifier: the system of that name.
         training: optimisation.
         evaluation: the test protocol.
     """
@@ -203,6 +246,8 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     episodes: EpisodeConfig = field(default_factory=EpisodeConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 

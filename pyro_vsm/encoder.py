@@ -1,4 +1,4 @@
-"""From pixels to features: normalisation, backbone, feature scale."""
+"""From pixels to features: normalisation, backbone, feature map."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vsm.backbones import Backbone
 from pyro_vsm.errors import UserError
+from pyro_vsm.feature_map import FeatureMap
 
 
 class Encoder(nn.Module):
@@ -19,6 +20,8 @@ class Encoder(nn.Module):
         mean, std: of the training images in [0, 1], one number a channel.
         amp: run the backbone in bfloat16 on CUDA (features come out in float32 all the same).
         compiled: run the backbone through ``torch.compile`` while training.
+        feature_map: what is done to the backbone's output; by default it is scaled to unit RMS.
+        flip: in evaluation, average the features of an image and of its mirror image.
 
     Raises:
         UserError: mean and std do not have one number a channel.
@@ -35,6 +38,8 @@ class Encoder(nn.Module):
         *,
         amp: bool = False,
         compiled: bool = False,
+        feature_map: FeatureMap | None = None,
+        flip: bool = False,
     ):
         super().__init__()
         if not len(mean) == len(std) == backbone.channels:
@@ -43,17 +48,29 @@ class Encoder(nn.Module):
                 "give one each"
             )
         self.backbone = backbone
-        self.amp, self.compiled = amp, compiled
+        self.feature_map = FeatureMap(backbone.dim) if feature_map is None else feature_map
+        self.amp, self.compiled, self.flip = amp, compiled, flip
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).clamp_min(1e-3).view(-1, 1, 1))
 
     @property
     def dim(self) -> int:
         """Feature dimension D."""
-        return self.backbone.dim
+        return self.feature_map.dim
 
     def forward(self, images: Tensor) -> Tensor:
         """Features ``[B, D]`` (float32) of images ``[B, C, H, W]``, uint8 or float in [0, 1].
+
+        Raises:
+            UserError: images of another shape than the backbone was made for.
+        """
+        h = self.feature_map(self.raw(images))
+        if self.flip and not self.training:
+            h = (h + self.feature_map(self.raw(images.flip(-1)))) / 2
+        return h
+
+    def raw(self, images: Tensor) -> Tensor:
+        """The backbone's output ``[B, D]`` (float32) of images ``[B, C, H, W]``, uint8 or float in [0, 1].
 
         Raises:
             UserError: images of another shape than the backbone was made for.
@@ -69,9 +86,7 @@ class Encoder(nn.Module):
         network = self._compiled() if self.compiled and self.training else self.backbone
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.amp and x.is_cuda, cache_enabled=False):
             h = network(x)
-        h = h.float()
-        # the small constant keeps a constant image (h = 0) from becoming NaN
-        return h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6)
+        return h.float()
 
     def _compiled(self):
         # kept out of the module's attributes: a compiled wrapper would register the weights twice

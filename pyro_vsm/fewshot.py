@@ -65,6 +65,18 @@ class FewShotModel(nn.Module, ABC):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """As :meth:`forward`, from the features ``[T, N, R, D]``."""
 
+    def start(self, features: Tensor, labels: Tensor) -> None:
+        """Called once before a training that starts from a trained encoder; does nothing here.
+
+        Args:
+            features: of all training images, ``[I, D]``, on the device of the model.
+            labels: their class indices ``[I]``.
+        """
+
+    def calibration_parameters(self) -> list[nn.Parameter]:
+        """The few scalars that ``training.calibrate`` fits to validation episodes; none here."""
+        return []
+
     def after_step(self) -> None:
         """Called after each optimiser step, for what is learned without gradient (the memory); does nothing here."""
 

@@ -13,6 +13,7 @@ import yaml
 
 from pyro_vsm import data as data_sources
 from pyro_vsm import report
+from pyro_vsm.calibration import calibrate
 from pyro_vsm.config import Config, EvaluationConfig
 from pyro_vsm.data import Splits
 from pyro_vsm.data.episodes import EpisodeIndex, EpisodeSampler, fixed_episodes
@@ -28,6 +29,7 @@ from pyro_vsm.run import Run, differing
 from pyro_vsm.signals import Interrupt
 from pyro_vsm.systems import SYSTEMS, ImageSpec, build_model
 from pyro_vsm.training import Trainer, pick_device
+from pyro_vsm.warm_start import warm_start
 
 Log = Callable[[str], None]
 
@@ -79,8 +81,13 @@ def train(
         pyro.set_rng_seed(t.seed)  # PyTorch, NumPy and Python, whatever a part of yours may use
         model = build_model(name, config, images, amp=t.amp, compiled=t.compile)
         run = Run(folder / name, checkpoint_meta(name, config, images, data))
+        restoring = resume and run.state_path.exists()
+        if t.init and not restoring:
+            warm_start(model, t.init, data.train, pick_device(t.device))
+        if t.freeze:
+            model.encoder.requires_grad_(False)
         trainer = Trainer(model, data, config, run, name)
-        if resume and run.state_path.exists():
+        if restoring:
             run.restore(trainer, force=force)
         else:
             run.forget()
@@ -96,6 +103,9 @@ def train(
             )
             return None
         models[name] = load_model(run.model_path)[0]
+        if t.calibrate:
+            calibrate(models[name], data.validation, config)
+            run.save_model(models[name], {"step": outcome.step, "validation_accuracy": outcome.best_accuracy})
         seconds[name] = outcome.seconds
     log("")
     compare_systems(models, getattr(data, config.evaluation.split), config, folder, seconds=seconds, log=log)

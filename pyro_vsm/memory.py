@@ -30,7 +30,8 @@ class Recall:
         values: ``[C+1, D]``, the entries that are read out (the same, unless shuffled as a control).
         variances: ``[C+1, D]``, within-class variances of the entries.
         counts: ``[C+1]``, images behind each entry.
-        allowed: bool ``[T, C+1]``, entries that task t may use.
+        allowed: bool ``[T, C+1]``, entries that task t may use; one row where it is the same for all tasks, so that
+            moments and covariances of the entries are computed once.
         log_address: ``[T, N, C+1]``, log gamma, the addressing weights of each class's support features.
         within_factor: ``[D, r]``, G of the within-class covariance of all classes, or None where it is not kept.
     """
@@ -45,7 +46,7 @@ class Recall:
 
     @property
     def empty(self) -> Tensor:
-        """Bool ``[T]``: the task may use no entry."""
+        """Bool ``[T]`` (or one for all): the task may use no entry."""
         return self.allowed[:, -1]
 
     def mean_variance(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,7 +163,7 @@ class SemanticMemory(nn.Module):
             counts = counts.index_copy(0, write.rows, write.counts)
             classes = classes.index_copy(0, write.rows, write.classes)
         entries, variances, counts, classes = (t[: C + 1] for t in (entries, variances, counts, classes))
-        allowed = (classes[:C] >= 0).expand(len(support), -1)
+        allowed = (classes[:C] >= 0).unsqueeze(0)  # one row for all tasks as long as they may use the same
         if closed:
             allowed = torch.zeros_like(allowed)
         elif own is not None:
@@ -256,6 +257,35 @@ class SemanticMemory(nn.Module):
         self.classes[-1].fill_(-1)
         if self.within is not None and write.covariance is not None:
             self.within.observe(write.covariance)
+
+    @torch.no_grad()
+    def fill(self, features: Tensor, labels: Tensor) -> None:
+        """Replace the contents by the exact moments of labelled features: one entry a class, in the order of the ids.
+
+        Args:
+            features: ``[I, D]``.
+            labels: class ids ``[I]``, each class at least twice.
+
+        Raises:
+            UserError: more classes than entries.
+        """
+        classes, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
+        number = len(classes)
+        if number > self.capacity:
+            raise UserError(f"memory: {number} classes do not fit into {self.capacity} entries; raise model.capacity")
+        with full_precision(features):
+            zeros = features.new_zeros(number, self.dim)
+            share = counts.unsqueeze(-1).to(features.dtype)
+            means = zeros.index_add(0, inverse, features) / share
+            gap = features - means[inverse]
+            variances = zeros.index_add(0, inverse, gap.square()) / (share - 1).clamp_min(1.0)
+        for buffer in (self.entries, self.variances, self.counts, self.written):
+            buffer.zero_()
+        self.classes.fill_(-1)
+        self.entries[:number], self.variances[:number] = means, variances
+        self.counts[:number], self.classes[:number] = counts.to(self.counts.dtype), classes
+        if self.within is not None:
+            self.within.set(pooled_covariance(gap, counts.new_tensor(number)))
 
     def refresh(self) -> None:
         """Bring up to date what is too slow for every step: the factor of the within-class covariance."""

@@ -8,10 +8,12 @@ from typing import Any
 
 from pyro_vsm.backbones import BACKBONES
 from pyro_vsm.baselines import PrototypicalNetwork
+from pyro_vsm.classifier import Classifier
 from pyro_vsm.config import Config, ModelConfig
 from pyro_vsm.data import Splits
 from pyro_vsm.encoder import Encoder
 from pyro_vsm.errors import UserError
+from pyro_vsm.feature_map import FeatureMap
 from pyro_vsm.fewshot import FewShotModel
 from pyro_vsm.vsm import VSM
 
@@ -92,6 +94,12 @@ def pn(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) -> Pr
     return PrototypicalNetwork(encoder)
 
 
+@system("classifier")
+def classifier(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) -> Classifier:
+    """Classifier of the training classes; classifies new ones by the nearest mean feature."""
+    return Classifier(encoder, images.classes, config.classifier)
+
+
 def build_model(
     name: str,
     config: Config,
@@ -117,7 +125,12 @@ def build_model(
         raise UserError(f"there is no system {name!r}; known are {', '.join(sorted(SYSTEMS))}")
     try:
         backbone = BACKBONES.build(config.model.backbone, images.channels, images.size, trusted=trusted)
-        encoder = Encoder(backbone, images.mean, images.std, amp=amp, compiled=compiled)
+        settings = dict(vars(config.features))
+        flip = settings.pop("flip")
+        feature_map = FeatureMap(backbone.dim, **settings)
+        encoder = Encoder(
+            backbone, images.mean, images.std, amp=amp, compiled=compiled, feature_map=feature_map, flip=flip
+        )
         return SYSTEMS[name](encoder, config, images, trusted)
     except (TypeError, ValueError, RuntimeError) as error:  # of a value that a part cannot work with
         reason = " ".join(str(error).split())[:200]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import torch
@@ -131,7 +132,7 @@ class Trainer:
             episodes=t.validation_episodes,
             seed=VALIDATION_SEED,
         )
-        backbone = list(model.encoder.parameters())
+        backbone = [p for p in model.encoder.parameters() if p.requires_grad]
         inside = {id(p) for p in backbone}
         heads = [p for p in model.parameters() if id(p) not in inside and p.requires_grad]
         cuda = self.device.type == "cuda"
@@ -140,7 +141,7 @@ class Trainer:
         # on CUDA the rate is a tensor, so that a captured step reads the current one
         groups = [{"params": g, "lr": torch.tensor(lr, device=self.device) if cuda else lr} for g, lr in parts]
         self.parameters = backbone + heads
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=t.weight_decay, capturable=cuda, foreach=True)
+        self.optimizer = self._optimizer(groups, cuda)
         self.average = Average(self.parameters, t.ema)
         self.progress = torch.zeros((), device=self.device)
         self.sums: dict[str, Tensor] = {}
@@ -150,12 +151,20 @@ class Trainer:
         self.seconds = 0.0
         self._graph: torch.cuda.CUDAGraph | None = None
 
+    def _optimizer(self, groups: list[dict[str, Any]], cuda: bool) -> torch.optim.Optimizer:
+        t = self.config.training
+        if t.optimizer == "sgd":  # fused, because only that takes a rate from the device without waiting for it
+            return torch.optim.SGD(
+                groups, momentum=0.9, nesterov=True, weight_decay=t.weight_decay, fused=cuda, foreach=not cuda
+            )
+        return torch.optim.AdamW(groups, weight_decay=t.weight_decay, capturable=cuda, foreach=True)
+
     # --- one step ---------------------------------------------------------------------------------------------
 
     def _schedule(self) -> None:
         """Learning rates, averaging rate and progress for the step to come."""
         t = self.config.training
-        done = self.step / t.steps
+        done = self.step / max(t.steps, 1)
         factor = 0.5 * (1 + math.cos(math.pi * done)) if t.schedule == "cosine" else 1.0
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             if isinstance(group["lr"], Tensor):
@@ -230,7 +239,9 @@ class Trainer:
                 if last or (t.checkpoint_every and self.step % t.checkpoint_every == 0):
                     self._save(started)
                     started = time.perf_counter()
-        if self.step < t.steps:
+            if t.steps == 0:
+                self._validate(bar)
+        if self.step < t.steps or t.steps == 0:
             self._save(started)
         return Outcome(self.step, self.step >= t.steps, self.best_accuracy, self.best_step, self.seconds)
 

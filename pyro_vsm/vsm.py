@@ -9,7 +9,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vsm.encoder import Encoder
 from pyro_vsm.errors import UserError
@@ -178,6 +178,14 @@ class VSM(FewShotModel):
         loss = self.elbo.differentiable_loss(self.model, self.guide, task) / labels.numel()
         return loss, {**self.elbo.terms, "loss": loss.detach()}
 
+    def start(self, features: Tensor, labels: Tensor) -> None:
+        """Fill the memory with all training classes at once: their means, variances and pooled covariance."""
+        self.memory.fill(features, labels)
+
+    def calibration_parameters(self) -> list[nn.Parameter]:
+        """Scales and temperatures: every parameter of the factors that is a single number."""
+        return [p for p in self.program.parameters() if p.numel() == 1]
+
     def after_step(self) -> None:
         """Store what :meth:`loss` consolidated."""
         if self._write is not None:
@@ -196,7 +204,6 @@ class VSM(FewShotModel):
             logits = poutine.replay(self.model, trace)(task)
         return trace, logits.expand(samples, *logits.shape[-3:])
 
-    @torch.no_grad()
     def predict(self, support: Tensor, query: Tensor, samples: int = 100) -> Tensor:
         """See :class:`FewShotModel`."""
         return self.posterior(self.task(support, query), samples)[1].softmax(-1).mean(0)

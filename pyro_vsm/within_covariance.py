@@ -39,6 +39,13 @@ class WithinCovariance(nn.Module):
         self.covariance.lerp_(covariance, (1 / self.batches).clamp_min(1 - self.keep))
 
     @torch.no_grad()
+    def set(self, covariance: Tensor) -> None:
+        """Take ``[D, D]`` in place of the estimate so far."""
+        self.covariance.copy_(covariance)
+        self.batches.fill_(1 / (1 - self.keep))  # it weighs as much as all the batches that are remembered
+        self.refresh()
+
+    @torch.no_grad()
     def refresh(self) -> None:
         """Recompute G from the leading eigenvectors. Slow (an eigendecomposition), so not every step."""
         values, vectors = torch.linalg.eigh(self.covariance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vsm.encoder import Encoder
@@ -37,6 +37,10 @@ class PrototypicalNetwork(FewShotModel):
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         accuracy = (logits.argmax(-1) == labels).float().mean()
         return loss, {"log_likelihood": -loss.detach(), "accuracy": accuracy}
+
+    def calibration_parameters(self) -> list[nn.Parameter]:
+        """The temperature."""
+        return list(self.tau.parameters())
 
     def predict(self, support: Tensor, query: Tensor, samples: int = 100) -> Tensor:
         """See :class:`FewShotModel`; there is nothing to sample."""

@@ -1,0 +1,144 @@
+"""Pretraining: a classifier of the training classes, whose encoder then serves every system."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_vsm.baselines import PrototypicalNetwork
+from pyro_vsm.config import ClassifierConfig, Config
+from pyro_vsm.data.images import ClassImages
+from pyro_vsm.encoder import Encoder
+from pyro_vsm.errors import UserError
+from pyro_vsm.feeds import Feed, ImageFeed
+from pyro_vsm.fewshot import split_episode
+from pyro_vsm.networks import Positive
+from pyro_vsm.precision import full_precision
+
+
+class CosineHead(nn.Module):
+    """``tau cos(w_c, h)``, tau learned (Gidaris, Komodakis 2018).
+
+    Args:
+        dim: feature dimension D.
+        classes: C.
+        tau: at the start.
+    """
+
+    def __init__(self, dim: int, classes: int, tau: float):
+        super().__init__()
+        self.weight = nn.Parameter(F.normalize(torch.randn(classes, dim), dim=-1))
+        self.tau = Positive(tau)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Logits ``[B, C]`` of ``[B, D]``."""
+        return self.tau() * F.normalize(h, dim=-1) @ F.normalize(self.weight, dim=-1).T
+
+
+class Classifier(PrototypicalNetwork):
+    """Cross-entropy over the training classes, with rotation self-supervision and self-distillation as options.
+
+    New classes are told by the nearest mean feature, so that validation is by episodes as for every system.
+    Sources: Tian et al. 2020 (classification, distillation); Gidaris et al. 2019 (rotation); Rajasegaran et al. 2020
+    (every rotated copy is classified, too).
+
+    Args:
+        encoder: images to features.
+        classes: number of training classes.
+        config: see :class:`~pyro_vsm.config.ClassifierConfig`.
+    """
+
+    def __init__(self, encoder: Encoder, classes: int, config: ClassifierConfig):
+        super().__init__(encoder)
+        self.config = config
+        dim = encoder.backbone.dim
+        cosine = config.head == "cosine"
+        self.head = CosineHead(dim, classes, config.tau) if cosine else nn.Linear(dim, classes)
+        self.rotation_head = nn.Linear(dim, 4) if config.rotations else None
+        self._teacher: list[Any] = []  # in a list: its weights are no part of this model
+
+    def feed(self, data: ClassImages, config: Config) -> Feed:
+        """Batches of single images."""
+        if self.config.teacher:
+            from pyro_vsm.loading import load_model  # loading knows every system, this one included
+
+            teacher, _ = load_model(self.config.teacher, device=str(data.images.device))
+            if not isinstance(teacher, Classifier) or teacher.class_count != self.class_count:
+                raise UserError(
+                    f"classifier.teacher: {self.config.teacher} is no classifier of {self.class_count} classes; "
+                    "give one that was trained on the same data"
+                )
+            self._teacher = [teacher.eval().requires_grad_(False)]
+        return ImageFeed(data, config, self.config.batch)
+
+    @property
+    def class_count(self) -> int:
+        """Number of training classes."""
+        return self.head.weight.shape[0]
+
+    def logits_of(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``[B, C]`` of the training classes, and the backbone's output ``[B, D]``."""
+        h = self.encoder.raw(images)
+        with full_precision(h):
+            return self.head(h), h
+
+    def classify(self, images: Tensor, labels: Tensor, progress: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss on a batch of images, in nats an image.
+
+        Args:
+            images: ``[B, channels, H, W]`` in [0, 1].
+            labels: class indices ``[B]``.
+            progress: see :meth:`FewShotModel.forward`; without effect.
+        """
+        c = self.config
+        copies, angles = rotated(images, c.rotations) if self.rotation_head is not None else (images, None)
+        copies, targets = copies.contiguous(memory_format=torch.channels_last), labels.repeat(1 + c.rotations)
+        targets = targets[: len(copies)]
+        logits, h = self.logits_of(copies)
+        loss = F.cross_entropy(logits, targets, label_smoothing=c.smoothing)
+        terms = {"cross_entropy": loss.detach(), "accuracy": (logits.argmax(-1) == targets).float().mean()}
+        if self._teacher:
+            with torch.no_grad():
+                taught = self._teacher[0].logits_of(copies)[0]
+            divergence = c.temperature**2 * F.kl_div(
+                F.log_softmax(logits / c.temperature, -1),
+                F.log_softmax(taught / c.temperature, -1),
+                log_target=True,
+                reduction="batchmean",
+            )
+            loss = (1 - c.distillation) * loss + c.distillation * divergence
+            terms["distillation"] = divergence.detach()
+        if self.rotation_head is not None:
+            with full_precision(h):
+                turned = F.cross_entropy(self.rotation_head(h), angles)
+            loss = loss + c.rotation_weight * turned
+            terms["rotation"] = turned.detach()
+        return loss, terms
+
+    def loss(
+        self, features: Tensor, shot: int, classes: Tensor, progress: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of an episode's queries by the nearest mean, for those who train this encoder by episodes."""
+        support, query, labels = split_episode(features, shot)
+        loss = F.cross_entropy(self.logits(support, query).flatten(0, 1), labels.flatten())
+        return loss, {"log_likelihood": -loss.detach()}
+
+
+def rotated(images: Tensor, copies: int) -> tuple[Tensor, Tensor]:
+    """The images, and ``copies`` of each turned by a random one of 90, 180 and 270 degrees.
+
+    Returns:
+        Images ``[(1 + copies) B, C, H, W]`` and their quarter turns ``[(1 + copies) B]``.
+    """
+    size = len(images)
+    turned = torch.stack([torch.rot90(images, k, (2, 3)) for k in (1, 2, 3)])  # [3, B, C, H, W]
+    rows = torch.arange(size, device=images.device)
+    parts, angles = [images], [torch.zeros(size, dtype=torch.int64, device=images.device)]
+    for _ in range(copies):
+        angle = torch.randint(3, (size,), device=images.device)
+        parts.append(turned[angle, rows])
+        angles.append(angle + 1)
+    return torch.cat(parts), torch.cat(angles)

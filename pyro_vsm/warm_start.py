@@ -1,0 +1,47 @@
+"""Starting a system from an encoder that was trained before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pyro_vsm import checkpoint
+from pyro_vsm.data.images import ClassImages
+from pyro_vsm.errors import UserError
+from pyro_vsm.fewshot import FewShotModel
+
+BACKBONE = "encoder.backbone."
+
+
+def warm_start(model: FewShotModel, path: Path | str, data: ClassImages, device: torch.device) -> None:
+    """Take the backbone of a trained model, fit the feature map, and let the system see all training features.
+
+    Args:
+        model: moved to ``device``.
+        path: run folder, system folder or ``model.safetensors`` of any system.
+        data: training images.
+        device: where to compute.
+
+    Raises:
+        UserError: no such model, or one with another backbone.
+    """
+    from pyro_vsm.loading import find_model  # loading knows the trainer, which must not know it
+
+    path = find_model(Path(path))
+    tensors, _ = checkpoint.read(path)
+    backbone = {k.removeprefix(BACKBONE): v for k, v in tensors.items() if k.startswith(BACKBONE)}
+    if not backbone:
+        raise UserError(f"training.init: {path} holds no backbone; give a model that pyro-vsm train wrote")
+    checkpoint.load_into(model.encoder.backbone, backbone, f"training.init: {path}")
+    model.to(device)
+    mode = model.training
+    model.eval()
+    labels = torch.repeat_interleave(torch.arange(data.n_classes), data.counts.cpu()).to(device)
+    size = 1024 if device.type == "cuda" else 128
+    with torch.no_grad():
+        encoder = model.encoder
+        parts = [data.images[i : i + size].to(device) for i in range(0, len(data.images), size)]
+        encoder.feature_map.fit(torch.cat([encoder.feature_map.scaled(encoder.raw(x)) for x in parts]))
+        model.start(torch.cat([model.encode(x) for x in parts]), labels)
+    model.train(mode)
