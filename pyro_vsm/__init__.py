@@ -18,7 +18,7 @@ from pyro_vsm.encoder import Encoder
 from pyro_vsm.errors import UserError
 from pyro_vsm.fewshot import FewShotModel
 from pyro_vsm.jobs import train
-from pyro_vsm.loading import load
+from pyro_vsm.loading import load, load_pretrained
 from pyro_vsm.memory import SemanticMemory
 from pyro_vsm.memory_updates import MemoryUpdate
 from pyro_vsm.memory_uses import MemoryUse
@@ -44,5 +44,6 @@ __all__ = [
     "Task",
     "UserError",
     "load",
+    "load_pretrained",
     "train",
 ]

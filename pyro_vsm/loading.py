@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pyro_vsm import checkpoint
+from pyro_vsm import checkpoint, pretrained
 from pyro_vsm.config import Config
 from pyro_vsm.data import Splits
 from pyro_vsm.errors import UserError
@@ -26,14 +27,21 @@ def load_model(path: Path | str, *, device: str = "cpu") -> tuple[FewShotModel, 
     """The model in a checkpoint, in evaluation mode, and what the checkpoint says of itself.
 
     Args:
-        path: ``model.safetensors``, the folder of a system, or a run folder (its first system).
+        path: ``model.safetensors``, the folder of a system, a run folder (its first system), or the name of a
+            pretrained model (:mod:`pyro_vsm.pretrained`).
         device: where to put it.
 
     Raises:
         UserError: damaged or foreign file, or a part from a module that the caller has not imported.
     """
-    path = find_model(Path(path))
-    tensors, meta = checkpoint.read(path)
+    if pretrained.is_name(path):
+        path = pretrained.WEIGHTS / path
+    path = Path(path)
+    if path.is_dir() and any(path.glob("model-*-of-*.safetensors")):
+        tensors, meta = pretrained.read(path.name, path.parent)
+    else:
+        path = find_model(path)
+        tensors, meta = checkpoint.read(path)
     try:
         config, name = Config.from_dict(meta["config"]), str(meta["system"])
         images = ImageSpec(**meta["images"])
@@ -49,6 +57,23 @@ def load_model(path: Path | str, *, device: str = "cpu") -> tuple[FewShotModel, 
 def load(path: Path | str, *, device: str = "auto") -> FewShotModel:
     """The trained model of a run folder or checkpoint, ready to predict; see :func:`load_model`."""
     return load_model(path, device=device)[0]
+
+
+def load_pretrained(name: str, *, device: str = "auto") -> FewShotModel:
+    """A model that comes with the package, ready to predict; its files are checked against their hashes.
+
+    Args:
+        name: one of :func:`pyro_vsm.pretrained.names`, e.g. ``glyphs-conv4-vsm-1shot``.
+        device: auto, cpu or cuda.
+
+    Raises:
+        UserError: there is no such model, or its files are damaged.
+    """
+    if name not in pretrained.names():
+        close = difflib.get_close_matches(name, pretrained.names(), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(pretrained.names()) or 'none'}"
+        raise UserError(f"there is no pretrained model {name!r}; {hint}")
+    return load_model(pretrained.WEIGHTS / name, device=device)[0]
 
 
 def read_config(folder: Path | str) -> Config:
