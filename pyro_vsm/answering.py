@@ -23,8 +23,11 @@ BLOCK = 32
 """Episodes answered by one call of `predict`; each block draws its noise from a seed of its own."""
 
 
-class FewShotModel(Protocol):
-    """What can be evaluated. T tasks, N ways, K shots, Q' queries a task, D features."""
+class Evaluable(Protocol):
+    """What can be evaluated: every `fewshot.FewShotModel`, and anything else with these two methods.
+
+    T tasks, N ways, K shots, Q' queries a task, D features.
+    """
 
     def encode(self, images: Tensor) -> Tensor:
         """Features `[B, D]` of uint8 images `[B, C, H, W]`."""
@@ -40,7 +43,7 @@ class FewShotModel(Protocol):
 
 
 @contextmanager
-def _untouched(model: FewShotModel, device: torch.device) -> Iterator[None]:
+def _untouched(model: Evaluable, device: torch.device) -> Iterator[None]:
     """Evaluation mode inside; afterwards every module's mode and the random generators are as before."""
     modes = {m: m.training for m in model.modules()} if isinstance(model, nn.Module) else {}
     devices = [device] if device.type == "cuda" else []
@@ -64,7 +67,7 @@ def _seed(seed: int, first_episode: int, device: torch.device) -> None:
 
 
 def encode_all(
-    model: FewShotModel,
+    model: Evaluable,
     images: Tensor,
     *,
     batch: int | None = None,
@@ -134,7 +137,7 @@ def _block_size(episodes: EpisodeIndex, queries: int, features: int, samples: in
 
 
 def answer(
-    model: FewShotModel,
+    model: Evaluable,
     features: Tensor,
     episodes: EpisodeIndex,
     score: Callable[[Tensor], tuple[Tensor, ...]],
@@ -148,7 +151,7 @@ def answer(
     """Answers all episodes block by block; nothing synchronises the device before the end.
 
     Args:
-        model: see `FewShotModel`.
+        model: see `Evaluable`.
         features: `[I, D]`.
         episodes: E episodes of indices into the features.
         score: makes of the probabilities `[T, Q', N]` of a block the tensors `[T, ...]` to keep.

@@ -6,13 +6,14 @@ model, its memory and the random generators are left as they were.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pyro_vsm import metrics
-from pyro_vsm.answering import BLOCK, FewShotModel, answer, encode_all
+from pyro_vsm.answering import BLOCK, Evaluable, answer, encode_all
 from pyro_vsm.errors import UserError
 from pyro_vsm.results import EpisodeResults, compare, episodes_hash
 
@@ -23,19 +24,20 @@ if TYPE_CHECKING:
 __all__ = [
     "BLOCK",
     "EpisodeResults",
-    "FewShotModel",
+    "Evaluable",
     "compare",
     "detect_unknown",
     "encode_all",
     "episodes_hash",
     "evaluate",
     "evaluate_model",
+    "evaluate_tempered",
     "predict_probabilities",
 ]
 
 
 def predict_probabilities(
-    model: FewShotModel,
+    model: Evaluable,
     features: Tensor,
     episodes: EpisodeIndex,
     *,
@@ -70,7 +72,7 @@ def _labels(episodes: EpisodeIndex, device: torch.device | str = "cpu") -> Tenso
 
 
 def evaluate(
-    model: FewShotModel,
+    model: Evaluable,
     features: Tensor,
     episodes: EpisodeIndex,
     *,
@@ -105,19 +107,49 @@ def evaluate(
         UserError: if the episodes do not fit the features, an episode does not fit into `max_elements`, or
             the model returns a wrong shape, NaN or no probabilities.
     """
+    (results,) = evaluate_tempered(
+        model,
+        features,
+        episodes,
+        (temperature,),
+        samples=samples,
+        seed=seed,
+        data=data,
+        max_elements=max_elements,
+        progress=progress,
+    )
+    return results
+
+
+def evaluate_tempered(
+    model: Evaluable,
+    features: Tensor,
+    episodes: EpisodeIndex,
+    temperatures: Sequence[float],
+    *,
+    samples: int = 100,
+    seed: int = 0,
+    data: str = "",
+    max_elements: int = 2**27,
+    progress: bool = False,
+) -> list[EpisodeResults]:
+    """`evaluate` at several temperatures, from one and the same answers.
+
+    Args:
+        temperatures: of `metrics.apply_temperature`.
+
+    Other arguments and errors as in `evaluate`.
+
+    Returns:
+        Results, one a temperature.
+    """
     labels = _labels(episodes, features.device)
 
     def score(probs: Tensor) -> tuple[Tensor, ...]:
-        p = metrics.apply_temperature(probs.float(), temperature)
-        return (
-            metrics.accuracy(p, labels),
-            metrics.negative_log_likelihood(p, labels),
-            metrics.brier(p, labels),
-            p.amax(-1).float(),
-            p.argmax(-1) == labels,
-        )
+        tempered = [metrics.apply_temperature(probs.float(), t) for t in temperatures]
+        return tuple(value for p in tempered for value in _scores(p, labels))
 
-    (accuracy, nll, brier, confidence, correct), block = answer(
+    joined, block = answer(
         model,
         features,
         episodes,
@@ -127,26 +159,44 @@ def evaluate(
         max_elements=max_elements,
         progress=progress,
     )
-    return EpisodeResults(
-        accuracy=accuracy,
-        nll=nll,
-        brier=brier,
-        confidence=confidence.flatten(),
-        correct=correct.flatten(),
-        way=episodes.way,
-        shot=episodes.shot,
-        queries=episodes.queries,
-        samples=samples,
-        seed=seed,
-        block=block,
-        temperature=float(temperature),
-        data=data,
-        episodes_hash=episodes_hash(episodes),
+    identity, kinds = episodes_hash(episodes), len(joined) // len(temperatures)
+    found = []
+    for i, temperature in enumerate(temperatures):
+        accuracy, nll, brier, confidence, correct = joined[i * kinds : (i + 1) * kinds]
+        found.append(
+            EpisodeResults(
+                accuracy=accuracy,
+                nll=nll,
+                brier=brier,
+                confidence=confidence.flatten(),
+                correct=correct.flatten(),
+                way=episodes.way,
+                shot=episodes.shot,
+                queries=episodes.queries,
+                samples=samples,
+                seed=seed,
+                block=block,
+                temperature=float(temperature),
+                data=data,
+                episodes_hash=identity,
+            )
+        )
+    return found
+
+
+def _scores(p: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    """Accuracy, NLL and Brier score `[T]`, confidence and correctness `[T, Q']` of probabilities `[T, Q', N]`."""
+    return (
+        metrics.accuracy(p, labels),
+        metrics.negative_log_likelihood(p, labels),
+        metrics.brier(p, labels),
+        p.amax(-1).float(),
+        p.argmax(-1) == labels,
     )
 
 
 def evaluate_model(
-    model: FewShotModel,
+    model: Evaluable,
     data: ClassImages,
     episodes: EpisodeIndex,
     *,
@@ -174,7 +224,7 @@ def evaluate_model(
 
 
 def detect_unknown(
-    model: FewShotModel,
+    model: Evaluable,
     features: Tensor,
     episodes: EpisodeIndex,
     known: int,

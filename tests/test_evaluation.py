@@ -19,6 +19,7 @@ from pyro_vsm.evaluation import (
     encode_all,
     evaluate,
     evaluate_model,
+    evaluate_tempered,
     predict_probabilities,
 )
 
@@ -428,3 +429,13 @@ def test_features_that_do_not_fit_the_episodes_are_refused(features, episodes):
         evaluate(NearestMean(), features.view(-1, 4, 4), episodes)
     with pytest.raises(UserError, match="got 0 episodes"):
         evaluate(NearestMean(), features, episodes[:0])
+
+
+def test_several_temperatures_from_one_pass_equal_passes_of_their_own(features, episodes):
+    model = Sampling()
+    at_one, at_two = evaluate_tempered(model, features, episodes, (1.0, 2.0), samples=7, seed=3, data="d")
+    assert same(at_one, evaluate(model, features, episodes, samples=7, seed=3))
+    assert same(at_two, evaluate(model, features, episodes, samples=7, seed=3, temperature=2.0))
+    assert (at_two.temperature, at_two.data) == (2.0, "d")
+    assert torch.equal(at_one.accuracy, at_two.accuracy)
+    assert not torch.equal(at_one.nll, at_two.nll)
