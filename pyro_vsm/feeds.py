@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_vsm.config import Config
-from pyro_vsm.data.augment import augment
-from pyro_vsm.data.episodes import EpisodeSampler, gather
+from pyro_vsm.data.augment import augment, distort, draws
+from pyro_vsm.data.episodes import EpisodeIndex, EpisodeSampler
 from pyro_vsm.data.images import ClassImages
 from pyro_vsm.errors import UserError
 
@@ -43,14 +43,20 @@ class EpisodeFeed(Feed):
         e = config.episodes
         self.data, self.config = data, config
         self.sampler = EpisodeSampler(data, way=e.way, shot=e.shot, queries=e.queries)
+        # a dozen passes over the pixels, or compiled one or two
+        self._distort = torch.compile(distort, dynamic=False) if config.training.compile else distort
 
     def loss(self, model: FewShotModel, progress: Tensor) -> Loss:
         """See :class:`Feed`."""
-        e = self.config.episodes
-        index = self.sampler.sample(e.tasks)
-        images = torch.cat(gather(self.data, index), 2)
-        images = augment(images.flatten(0, 2), self.config.augment).unflatten(0, images.shape[:3])
-        return model(images, e.shot, index.classes, progress)
+        index = self.sampler.sample(self.config.episodes.tasks)
+        return model(self.images(index), self.config.episodes.shot, index.classes, progress)
+
+    def images(self, index: EpisodeIndex) -> Tensor:
+        """Augmented images ``[T, N, K+Q, C, H, W]`` of the episodes, float32 in [0, 1], support first."""
+        positions = torch.cat([index.support, index.query], 2)
+        u = draws(positions.numel(), positions.device)
+        images = self._distort(self.data.images, positions.flatten(), self.config.augment, u)
+        return images.unflatten(0, positions.shape)
 
 
 class FeatureFeed(Feed):

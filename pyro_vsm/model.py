@@ -80,7 +80,8 @@ class VSMProgram(nn.Module):
         with tasks, classes:
             m = self._m(lambda: self.posterior_m(task), task)
             with weighted(self.beta_z):
-                pyro.sample("z", self.posterior_z(m, task, self.prior_z(m, task)))
+                prior = self.prior_z(m, task) if self.posterior_z.uses_prior else None
+                pyro.sample("z", self.posterior_z(m, task, prior))
 
     def _m(self, factor: Callable[[], TorchDistribution], task: Task) -> Tensor:
         """M ``[..., T, N, D]``: sampled from its factor, or read out of the memory."""

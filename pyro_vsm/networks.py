@@ -27,8 +27,13 @@ class Residual(nn.Module):
 
     def hidden(self, *conditions: Tensor) -> Tensor:
         """``[..., hidden]`` from conditions that broadcast to ``[..., D]``."""
-        shape = torch.broadcast_shapes(*(c.shape for c in conditions))
-        return self.trunk(torch.cat([c.expand(shape) for c in conditions], -1))
+        first, *rest = self.trunk
+        # the first layer of the conditions side by side, without repeating those that have fewer dimensions
+        parts = [F.linear(c, w) for c, w in zip(conditions, first.weight.chunk(len(conditions), 1))]
+        h = sum(parts[1:], parts[0]) + first.bias
+        for layer in rest:
+            h = layer(h)
+        return h
 
     def forward(self, start: Tensor, *conditions: Tensor) -> Tensor:
         """``[..., D]``."""

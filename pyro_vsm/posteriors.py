@@ -6,6 +6,7 @@ Shapes as in :mod:`pyro_vsm.priors`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -39,17 +40,23 @@ class PosteriorM(nn.Module, ABC):
 
 
 class PosteriorZ(nn.Module, ABC):
-    """Interface of ``q(z | m, S)``. Args: ``dim``, the feature dimension D."""
+    """Interface of ``q(z | m, S)``. Args: ``dim``, the feature dimension D.
+
+    Attributes:
+        uses_prior: whether :meth:`forward` looks at ``prior``; where not, it gets None and none is computed.
+    """
+
+    uses_prior = True
 
     def __init__(self, dim: int):
         super().__init__()
         self.dim = dim
 
     @abstractmethod
-    def forward(self, m: Tensor, task: Task, prior: TorchDistribution) -> TorchDistribution:
+    def forward(self, m: Tensor, task: Task, prior: Any) -> TorchDistribution:
         """``q(z_n | m_n, S_n)``: batch ``[..., T, N]``, event ``[D]``, for ``m [..., T, N, D]``.
 
-        ``prior`` is ``p(z|m)`` at the same m, for posteriors in closed form.
+        ``prior`` is ``p(z|m)`` at the same m, a distribution, for posteriors in closed form.
         """
 
 
@@ -121,6 +128,8 @@ class AmortisedPosteriorZ(PosteriorZ):
         log_sigma: log sigma at the start.
     """
 
+    uses_prior = False
+
     def __init__(self, dim: int, *, hidden: int = 512, log_sigma: float = -2.0):
         super().__init__(dim)
         self.net = ResidualGaussian(dim, 2, hidden=hidden, log_sigma=log_sigma)
@@ -129,7 +138,7 @@ class AmortisedPosteriorZ(PosteriorZ):
         """Mean and sigma for prototypes ``s`` and ``m``, ``[..., D]``, broadcast."""
         return self.net(s, s, m)
 
-    def forward(self, m: Tensor, task: Task, prior: TorchDistribution) -> TorchDistribution:
+    def forward(self, m: Tensor, task: Task, prior: Any) -> TorchDistribution:
         """See the interface."""
         return dist.Normal(*self.gaussian(task.prototype, m)).to_event(1)
 
@@ -138,11 +147,13 @@ class AmortisedPosteriorZ(PosteriorZ):
 class DeterministicPosteriorZ(PosteriorZ):
     """``z = s + f(s,m)``, a point mass: the objective is a penalised likelihood (MAP), the "KL" ``-log p(z|m)``."""
 
+    uses_prior = False
+
     def __init__(self, dim: int, *, hidden: int = 512):
         super().__init__(dim)
         self.net = Residual(dim, 2, hidden=hidden)
 
-    def forward(self, m: Tensor, task: Task, prior: TorchDistribution) -> TorchDistribution:
+    def forward(self, m: Tensor, task: Task, prior: Any) -> TorchDistribution:
         """See the interface."""
         s = task.prototype
         return dist.Delta(self.net(s, s, m), event_dim=1)
@@ -172,7 +183,7 @@ class ConjugatePosteriorZ(PosteriorZ):
         """W as diagonal ``[T, 1, D]`` and factor ``[T, 1, D, r]`` or None."""
         return self.noise(task)
 
-    def forward(self, m: Tensor, task: Task, prior: TorchDistribution) -> TorchDistribution:
+    def forward(self, m: Tensor, task: Task, prior: Any) -> TorchDistribution:
         """See the interface.
 
         Raises:

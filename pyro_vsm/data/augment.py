@@ -84,21 +84,41 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator | 
         )
     if config.pad >= min(images.shape[2:]):
         raise UserError(f"pad is {config.pad}, but the images are {list(images.shape[2:])}: give a smaller pad")
-    u = torch.rand(11, len(images), device=images.device, generator=generator)
+    u = draws(len(images), images.device, generator)
+    return distort(images, torch.arange(len(images), device=images.device), config, u)
+
+
+def draws(number: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """The randomness of so many images, `[11, number]` in [0, 1)."""
+    return torch.rand(11, number, device=device, generator=generator)
+
+
+def distort(images: Tensor, positions: Tensor, config: AugmentConfig, u: Tensor) -> Tensor:
+    """Fetches images and distorts each by its own numbers; a pure function, so that it can be compiled whole.
+
+    Args:
+        images: uint8 `[I, C, H, W]`.
+        positions: int64 `[B]`, which of them.
+        config: what to do.
+        u: `[11, B]` of :func:`draws`.
+
+    Returns:
+        float32 `[B, C, H, W]` in [0, 1].
+    """
     if config.resamples:
-        result = _resampled(images.float().div_(255), config, u)
+        result = _resampled(images[positions].float().div_(255), config, u)
     elif config.pad or config.flip:
-        result = _shifted(images, config, u)
+        result = _shifted(images, positions, config, u)
     else:
-        result = images.float().div_(255)
+        result = images[positions].float().div_(255)
     if config.brightness or config.contrast or config.saturation:
         result = _recoloured(result, config, u)
     return result
 
 
-def _shifted(images: Tensor, config: AugmentConfig, u: Tensor) -> Tensor:
-    """Padded, cut out and mirrored by indexing alone: no pixel changes its value."""
-    batch, channels, height, width = images.shape
+def _shifted(images: Tensor, positions: Tensor, config: AugmentConfig, u: Tensor) -> Tensor:
+    """Fetched, padded, cut out and mirrored by one indexing: no pixel changes its value."""
+    batch, (channels, height, width) = len(positions), images.shape[1:]
     device, pad = images.device, config.pad
     columns = torch.arange(width, device=device).expand(batch, width)
     if config.flip:
@@ -107,7 +127,7 @@ def _shifted(images: Tensor, config: AugmentConfig, u: Tensor) -> Tensor:
     columns = columns + _steps(u[2], pad)[:, None]
     inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None]
     taken = images[
-        torch.arange(batch, device=device)[:, None, None, None],
+        positions[:, None, None, None],
         torch.arange(channels, device=device)[:, None, None],
         rows.clamp(0, height - 1)[:, None, :, None],
         columns.clamp(0, width - 1)[:, None, None, :],
