@@ -233,7 +233,7 @@ def conjugate_posterior(
     diag: Tensor,
     mean: Tensor,
     noise: Tensor,
-    shots: int,
+    shots: int | Tensor,
     noise_factor: Tensor | None = None,
 ) -> LowRankGaussian:
     r"""Exact posterior of z under ``z ~ N(mu_0, B)``, ``B = D + F F^T``, and K observations ``h_k | z ~ N(z, W)``.
@@ -255,15 +255,17 @@ def conjugate_posterior(
         diag: D, ``[..., D]``, positive.
         mean: mean of the K observations, ``batch + [D]``.
         noise: W_0, ``[..., D]``, positive.
-        shots: K >= 1.
+        shots: K >= 1, or ``batch + [1]`` where classes differ in it.
         noise_factor: G, ``[..., D, r]``; None for a diagonal W.
     """
     total = diag + noise / shots  # S
     rest = noise / shots / total  # 1 - D S^-1, kept apart from D S^-1 so that nothing cancels
     shrunk = rest.unsqueeze(-1) * factor
     if noise_factor is not None:
-        batch = torch.broadcast_shapes(factor.shape[:-2], noise_factor.shape[:-2])
-        g = (noise_factor / shots**0.5).expand(*batch, *noise_factor.shape[-2:])
+        root = shots.sqrt().unsqueeze(-1) if isinstance(shots, Tensor) else shots**0.5
+        g = noise_factor / root
+        batch = torch.broadcast_shapes(factor.shape[:-2], g.shape[:-2])
+        g = g.expand(*batch, *g.shape[-2:])
         pull = -(diag / total).unsqueeze(-1) * g
         wide = torch.broadcast_shapes(shrunk.shape[:-2], pull.shape[:-2])
         shrunk = torch.cat([shrunk.expand(*wide, *shrunk.shape[-2:]), pull.expand(*wide, *pull.shape[-2:])], -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +96,38 @@ class FewShotModel(nn.Module, ABC):
         Returns:
             ``[T, Q, N]``, rows sum to one.
         """
+
+    def predict_samples(self, support: Sequence[Tensor], query: Tensor, samples: int = 100) -> Tensor:
+        """Class probabilities of one task under each posterior sample; classes may differ in their examples.
+
+        Here for systems that want the same number of examples of each class: where they differ, those of the larger
+        classes are folded (:func:`fold`), and there is one sample, the averaged probabilities.
+
+        Args:
+            support: features ``[K_n, D]`` of each of N classes.
+            query: features ``[Q, D]``.
+            samples: S.
+
+        Returns:
+            ``[S, Q, N]``; S = 1 for a system without a posterior.
+        """
+        shots = min(len(s) for s in support)
+        folded = torch.stack([fold(s, shots) for s in support])
+        return self.predict(folded.unsqueeze(0), query.unsqueeze(0), samples)
+
+
+def fold(features: Tensor, shots: int) -> Tensor:
+    """Fewer features ``[shots, D]`` of the same mean as ``[K, D]``: every example counts, and each as much.
+
+    Feature j is the mean of the j-th part of the examples, one that lies across a border shared by both parts.
+    The model then takes a class for one of ``shots`` examples: a little too unsure, never too sure.
+    """
+    K = len(features)
+    borders = torch.arange(K + 1, device=features.device) / K
+    edges = torch.arange(shots + 1, device=features.device) / shots
+    low = torch.maximum(borders[:-1], edges[:-1, None])
+    high = torch.minimum(borders[1:], edges[1:, None])
+    return shots * (high - low).clamp_min(0) @ features
 
 
 def split_episode(features: Tensor, shot: int) -> tuple[Tensor, Tensor, Tensor]:

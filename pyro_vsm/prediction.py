@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,13 +12,22 @@ import torch
 from torch import Tensor
 
 from pyro_vsm import report
+from pyro_vsm.choosing import AUTO, choose
 from pyro_vsm.data.class_files import ENDINGS
 from pyro_vsm.data.decode import read_image
 from pyro_vsm.data.folder import read_class_folders
+from pyro_vsm.data.images import ClassImages
 from pyro_vsm.errors import UserError
-from pyro_vsm.fewshot import FewShotModel
+from pyro_vsm.fewshot import FewShotModel, fold
 from pyro_vsm.files import write_atomic
 from pyro_vsm.loading import load_model
+
+__all__ = ["NONE", "Prediction", "believe", "find_images", "fold", "predict", "predict_files"]
+
+NONE = "(none of these)"
+"""Said of an image whose best class is less probable than the threshold."""
+
+Form = Literal["table", "csv", "json", "html"]
 
 
 @dataclass(frozen=True)
@@ -28,30 +38,52 @@ class Prediction:
         files: Q names.
         classes: N names.
         probabilities: ``[Q, N]``.
+        mutual_information: nats ``[Q]``, what more examples would remove; zero for a model without a posterior.
+        unknown: images whose best class is less probable belong to none of the classes, in [0, 1].
+        model: what the model is called.
+        examples: files of the examples of each class.
     """
 
     files: list[str]
     classes: list[str]
     probabilities: Tensor
+    mutual_information: Tensor
+    unknown: float = 0.0
+    model: str = ""
+    examples: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def uncertainty(self) -> Tensor:
         """Entropy of the probabilities in units of log N, ``[Q]``: 0 is certain, 1 knows nothing."""
-        n = self.probabilities.shape[1]
-        entropy = -torch.xlogy(self.probabilities, self.probabilities).sum(-1)
-        return entropy / torch.tensor(float(max(n, 2))).log()
+        return -torch.xlogy(self.probabilities, self.probabilities).sum(-1) / self._scale
+
+    @property
+    def removable(self) -> Tensor:
+        """The part of the uncertainty that more examples would remove, in the same units, ``[Q]``."""
+        return (self.mutual_information / self._scale).minimum(self.uncertainty)
+
+    @property
+    def _scale(self) -> Tensor:
+        return torch.tensor(float(max(self.probabilities.shape[1], 2))).log()
+
+    @property
+    def labels(self) -> list[str]:
+        """The likeliest class of each image, or :data:`NONE`."""
+        p, best = self.probabilities.max(-1)
+        return [NONE if q < self.unknown else self.classes[i] for q, i in zip(p.tolist(), best.tolist())]
 
     def rows(self) -> list[dict[str, Any]]:
         """One row an image, for a table: the file, the likeliest class, the uncertainty, and each probability."""
-        best = self.probabilities.argmax(-1).tolist()
+        uncertainty, removable = self.uncertainty.tolist(), self.removable.tolist()
         return [
             {
                 "image": file,
-                "prediction": self.classes[best[i]],
-                "uncertainty": round(self.uncertainty[i].item(), 4),
+                "prediction": label,
+                "uncertainty": round(uncertainty[i], 4),
+                "removable": round(removable[i], 4),
                 **{f"p({c})": round(p, 4) for c, p in zip(self.classes, self.probabilities[i].tolist())},
             }
-            for i, file in enumerate(self.files)
+            for i, (file, label) in enumerate(zip(self.files, self.labels))
         ]
 
 
@@ -75,13 +107,37 @@ def find_images(paths: list[str]) -> list[Path]:
 
 
 @torch.no_grad()
+def believe(
+    model: FewShotModel, support: Sequence[Tensor], query: Tensor, *, samples: int = 200, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Class probabilities ``[Q, N]`` and mutual information ``[Q]`` in nats, on the CPU.
+
+    The mutual information of label and prototypes is what more examples would remove of the uncertainty; the rest,
+    the expected entropy, would stay (Depeweg et al. 2018).
+
+    Args:
+        model: in evaluation mode.
+        support: features ``[K_n, D]`` of each class; K_n may differ.
+        query: features ``[Q, D]``.
+        samples: posterior samples to average over.
+        seed: of the samples; the global random state is left as it was.
+    """
+    device = query.device
+    means, information = [], []
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for part in query.split(256):
+            torch.manual_seed(seed)  # the same prototypes for every part
+            p = model.predict_samples(support, part, samples)
+            mean = p.mean(0)
+            inside = -torch.xlogy(p, p).sum(-1).mean(0)
+            means.append(mean)
+            information.append((-torch.xlogy(mean, mean).sum(-1) - inside).clamp_min(0))
+    return torch.cat(means).cpu(), torch.cat(information).cpu()
+
+
+@torch.no_grad()
 def predict(
-    model: FewShotModel,
-    support: list[Tensor],
-    query: Tensor,
-    *,
-    samples: int = 200,
-    seed: int = 0,
+    model: FewShotModel, support: list[Tensor], query: Tensor, *, samples: int = 200, seed: int = 0
 ) -> Tensor:
     """Class probabilities ``[Q, N]``.
 
@@ -92,28 +148,14 @@ def predict(
         samples: posterior samples to average over.
         seed: of the samples; the global random state is left as it was.
     """
+    return believe(model, [encode(model, s) for s in support], encode(model, query), samples=samples, seed=seed)[0]
+
+
+@torch.no_grad()
+def encode(model: FewShotModel, images: Tensor) -> Tensor:
+    """Features ``[B, D]`` of images ``[B, C, H, W]`` on any device, a part at a time."""
     device = next(model.parameters()).device
-    features = [_encode(model, s.to(device)) for s in support]
-    x = _encode(model, query.to(device)).unsqueeze(0)
-    shots = min(len(f) for f in features)
-    folded = torch.stack([fold(f, shots) for f in features])
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        return torch.cat([model.predict(folded.unsqueeze(0), q, samples)[0] for q in x.split(256, 1)]).cpu()
-
-
-def fold(features: Tensor, shots: int) -> Tensor:
-    """Fewer features ``[shots, D]`` of the same mean as ``[K, D]``: every example counts, and each as much.
-
-    Feature j is the mean of the j-th part of the examples, one that lies across a border shared by both parts.
-    The model then takes a class for one of ``shots`` examples: a little too unsure, never too sure.
-    """
-    K = len(features)
-    borders = torch.arange(K + 1, device=features.device) / K
-    edges = torch.arange(shots + 1, device=features.device) / shots
-    low = torch.maximum(borders[:-1], edges[:-1, None])
-    high = torch.minimum(borders[1:], edges[1:, None])
-    return shots * (high - low).clamp_min(0) @ features
+    return torch.cat([model.encode(part.to(device)) for part in images.split(256)])
 
 
 def check_support(folder: Path) -> None:
@@ -127,21 +169,18 @@ def check_support(folder: Path) -> None:
             raise UserError(f"class folder {path} holds no image; add at least one example or remove the folder")
 
 
-def _encode(model: FewShotModel, images: Tensor) -> Tensor:
-    return torch.cat([model.encode(part) for part in images.split(256)])
-
-
 def predict_files(
     checkpoint: str,
     support: str,
     query: list[str],
     *,
-    form: Literal["table", "csv", "json"] = "table",
+    form: Form = "table",
     out: str | None = None,
     samples: int = 200,
     seed: int = 0,
     device: str = "auto",
     bad_files: Literal["stop", "skip"] = "stop",
+    unknown: float = 0.0,
 ) -> Prediction:
     """Classify image files and print (or write) the result; see ``pyro-vsm predict --help``.
 
@@ -150,12 +189,20 @@ def predict_files(
     """
     if samples < 1:
         raise UserError(f"--samples is {samples}; give at least 1")
-    model, _ = load_model(checkpoint, device=device)
-    backbone = model.encoder.backbone
-    size, channels = backbone.image_size, backbone.channels
+    if not 0 <= unknown <= 1:
+        raise UserError(f"--unknown is {unknown}; give a probability from 0 to 1")
     if Path(support).is_dir():
         check_support(Path(support))
-    examples = read_class_folders(support, size, channels, bad_files)
+
+    def examples_for(size: int, channels: int) -> ClassImages:
+        return read_class_folders(support, size, channels, bad_files)
+
+    if checkpoint == AUTO:
+        checkpoint, why = choose(examples_for, device=device)
+        print(why, file=sys.stderr)
+    model, _ = load_model(checkpoint, device=device)
+    size, channels = model.encoder.backbone.image_size, model.encoder.backbone.channels
+    examples = examples_for(size, channels)
     if examples.n_classes < 2:
         raise UserError(f"{support} holds the class {examples.names[0]!r} alone; add a folder for each further class")
     files, images = [], []
@@ -169,13 +216,23 @@ def predict_files(
             print(f"Skipped: {error}", file=sys.stderr)
     if not images:
         raise UserError(f"no readable image in {', '.join(query)}; give files that open in an image viewer")
-    classes = list(examples.images.split(examples.counts.tolist()))
-    p = predict(model, classes, torch.stack(images), samples=samples, seed=seed)
-    prediction = Prediction(files, list(examples.names), p)
+    known = list(encode(model, examples.images).split(examples.counts.tolist()))
+    p, information = believe(model, known, encode(model, torch.stack(images)), samples=samples, seed=seed)
+    shown = {
+        name: [str(f) for f in sorted((Path(support) / name).iterdir()) if f.suffix.lower() in ENDINGS]
+        for name in examples.names
+    }
+    prediction = Prediction(files, list(examples.names), p, information, unknown, checkpoint, shown)
+    if form == "html":
+        from pyro_vsm.webpage import render
+
+        path = write_atomic(out or "predictions.html", render(prediction).encode("utf-8", "replace"))
+        print(f"Wrote {path}")
+        return prediction
     write = {"table": report.to_text, "csv": report.to_csv, "json": report.to_json}[form]
     text = write(prediction.rows())
     if out:
-        write_atomic(out, (text.rstrip("\n") + "\n").encode())
+        write_atomic(out, (text.rstrip("\n") + "\n").encode("utf-8", "replace"))
     else:
         print(text)
     return prediction

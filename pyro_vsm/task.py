@@ -20,12 +20,14 @@ class Task:
         query: ``[T, Q, D]``.
         recall: what the memory says.
         labels: int64 ``[T, Q]``, the way of each query; None where it is to be predicted.
+        counts: ``[T, N]``, examples of each class where their numbers differ; support then holds their mean alone.
     """
 
     support: Tensor
     query: Tensor
     recall: Recall
     labels: Tensor | None = None
+    counts: Tensor | None = None
 
     @property
     def prototype(self) -> Tensor:
@@ -33,9 +35,9 @@ class Task:
         return self.support.mean(2)
 
     @property
-    def shots(self) -> int:
-        """K."""
-        return self.support.shape[2]
+    def shots(self) -> int | Tensor:
+        """K; where classes differ in it, ``[T, N, 1]``."""
+        return self.support.shape[2] if self.counts is None else self.counts.unsqueeze(-1)
 
     def unlabelled(self) -> Task:
         """The same task with its query labels hidden."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,13 +150,15 @@ class VSM(FewShotModel):
         labels: Tensor | None = None,
         own: Tensor | None = None,
         write: Write | None = None,
+        counts: Tensor | None = None,
     ) -> Task:
         """Features ``[T, N, K, D]`` and ``[T, Q, D]`` with what the memory recalls for them.
 
-        ``own`` are the class ids ``[T, N]`` whose entries are left out, ``write`` entries just consolidated.
+        ``own`` are the class ids ``[T, N]`` whose entries are left out, ``write`` entries just consolidated,
+        ``counts`` the numbers of examples ``[T, N]`` whose mean stands in ``support`` (then ``[T, N, 1, D]``).
         """
         recall = self.memory(support.mean(2), own, write, closed=self.program.memory_use.closed)
-        return Task(support, query, recall, labels)
+        return Task(support, query, recall, labels, counts)
 
     def loss(
         self, features: Tensor, shot: int, classes: Tensor, progress: Tensor
@@ -207,6 +209,17 @@ class VSM(FewShotModel):
     def predict(self, support: Tensor, query: Tensor, samples: int = 100) -> Tensor:
         """See :class:`FewShotModel`."""
         return self.posterior(self.task(support, query), samples)[1].softmax(-1).mean(0)
+
+    def predict_samples(self, support: Sequence[Tensor], query: Tensor, samples: int = 100) -> Tensor:
+        """See :class:`FewShotModel`; exact for any numbers of examples: the factors read mean and number."""
+        counts = [len(s) for s in support]
+        if len(set(counts)) == 1:
+            task = self.task(torch.stack(list(support)).unsqueeze(0), query.unsqueeze(0))
+        else:
+            means = torch.stack([s.mean(0) for s in support]).unsqueeze(1)
+            number = means.new_tensor(counts).unsqueeze(0)
+            task = self.task(means.unsqueeze(0), query.unsqueeze(0), counts=number)
+        return self.posterior(task, samples)[1].softmax(-1)[:, 0]
 
     @torch.no_grad()
     def infer(self, support: Tensor, query: Tensor, samples: int = 1000) -> Inference:
