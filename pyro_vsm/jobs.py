@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pyro
@@ -20,7 +20,6 @@ from pyro_vsm.data.episodes import EpisodeIndex, EpisodeSampler, fixed_episodes
 from pyro_vsm.data.images import ClassImages
 from pyro_vsm.errors import UserError
 from pyro_vsm.evaluation import evaluate_model
-from pyro_vsm.fewshot import FewShotModel
 from pyro_vsm.figures import draw_run
 from pyro_vsm.files import write_atomic
 from pyro_vsm.loading import checkpoint_meta, load_model
@@ -28,7 +27,7 @@ from pyro_vsm.results import EpisodeResults, compare
 from pyro_vsm.run import Run, differing
 from pyro_vsm.signals import Interrupt
 from pyro_vsm.systems import SYSTEMS, ImageSpec, build_model
-from pyro_vsm.training import Trainer, pick_device
+from pyro_vsm.training import Outcome, Trainer, pick_device
 from pyro_vsm.warm_start import warm_start
 
 Log = Callable[[str], None]
@@ -72,46 +71,80 @@ def train(
     if not resume and occupied(folder):
         raise UserError(f"{folder} is not empty; choose another --out, or continue it with --resume {folder}")
     data = data_sources.load(config.data, log)
-    images = ImageSpec.of(data)
-    _check_all(config, data, images)
-    models: dict[str, FewShotModel] = {}
+    check_run(config, data)
+    models: dict[str, Path] = {}
     seconds: dict[str, float] = {}
     for number, name in enumerate(config.systems):
-        t = config.training
-        pyro.set_rng_seed(t.seed)  # PyTorch, NumPy and Python, whatever a part of yours may use
-        model = build_model(name, config, images, amp=t.amp, compiled=t.compile)
-        run = Run(folder / name, checkpoint_meta(name, config, images, data))
-        restoring = resume and run.state_path.exists()
-        if t.init and not restoring:
-            warm_start(model, t.init, data.train, pick_device(t.device))
-        if t.freeze:
-            model.encoder.requires_grad_(False)
-        trainer = Trainer(model, data, config, run, name)
-        if restoring:
-            run.restore(trainer, force=force)
-        else:
-            run.forget()
-        if number == 0:  # not before a state of other settings could be refused
-            write_atomic(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
-        with Interrupt() as interrupt:
-            outcome = trainer.fit(interrupt)
-            run.close()
-        if not outcome.finished or interrupt.requested:
-            log(
-                f"Stopped {name} at step {outcome.step} of {t.steps}; "
-                f"go on with: pyro-vsm train --resume {shlex.quote(str(folder))}"
-            )
+        outcome = train_system(name, config, data, folder, resume=resume, force=force, first=number == 0, log=log)
+        if outcome is None:
+            log(f"Go on with: pyro-vsm train --resume {shlex.quote(str(folder))}")
             return None
-        models[name] = load_model(run.model_path)[0]
-        if t.calibrate:
-            calibrate(models[name], data.validation, config)
-            run.save_model(models[name], {"step": outcome.step, "validation_accuracy": outcome.best_accuracy})
+        models[name] = folder / name
         seconds[name] = outcome.seconds
     log("")
     compare_systems(models, getattr(data, config.evaluation.split), config, folder, seconds=seconds, log=log)
     draw_run(folder)
     log(f"\nRun folder: {folder}")
     return folder
+
+
+def train_system(
+    name: str,
+    config: Config,
+    data: Splits,
+    folder: Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    first: bool = True,
+    log: Log = print,
+) -> Outcome | None:
+    """Train one system; its model ends in ``folder/name``.
+
+    Args:
+        name: of the system.
+        config: the run; its list of systems is without effect.
+        data: the images that it names.
+        folder: of the run.
+        resume: go on from the state that lies there, if one does.
+        force: resume although configuration or data differ.
+        first: write the configuration to ``folder/config.yaml``.
+        log: receives what a user should read.
+
+    Returns:
+        What the training gave; None if it was interrupted.
+
+    Raises:
+        UserError: bad configuration, data or folder.
+    """
+    t = config.training
+    pyro.set_rng_seed(t.seed)  # PyTorch, NumPy and Python, whatever a part of yours may use
+    images = ImageSpec.of(data)
+    model = build_model(name, config, images, amp=t.amp, compiled=t.compile)
+    run = Run(folder / name, checkpoint_meta(name, config, images, data))
+    restoring = resume and run.state_path.exists()
+    if t.init and not restoring:
+        warm_start(model, t.init, data.train, pick_device(t.device))
+    if t.freeze:
+        model.encoder.requires_grad_(False)
+    trainer = Trainer(model, data, config, run, name)
+    if restoring:
+        run.restore(trainer, force=force)
+    else:
+        run.forget()
+    if first:  # not before a state of other settings could be refused
+        write_atomic(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
+    with Interrupt() as interrupt:
+        outcome = trainer.fit(interrupt)
+        run.close()
+    if not outcome.finished or interrupt.requested:
+        log(f"Stopped {name} at step {outcome.step} of {t.steps}.")
+        return None
+    if t.calibrate:
+        fitted = load_model(run.model_path)[0]
+        calibrate(fitted, data.validation, config)
+        run.save_model(fitted, {"step": outcome.step, "validation_accuracy": outcome.best_accuracy})
+    return outcome
 
 
 def occupied(folder: Path) -> bool:
@@ -126,8 +159,9 @@ def occupied(folder: Path) -> bool:
         raise UserError(f"cannot use {folder} as run folder ({error.strerror}); choose another --out") from error
 
 
-def _check_all(config: Config, data: Splits, images: ImageSpec) -> None:
+def check_run(config: Config, data: Splits) -> None:
     """Find what would stop a later system, or the test after all training, before anything is written."""
+    images = ImageSpec.of(data)
     for name in config.systems:
         build_model(name, config, images)
     e, v = config.episodes, config.evaluation
@@ -166,28 +200,28 @@ def evaluate(
     Raises:
         UserError: damaged checkpoints, missing data, or data other than the models were trained on.
     """
-    loaded = [load_model(p) for p in paths]
-    config = Config.from_dict(loaded[0][1]["config"])
+    metas = [load_model(p)[1] for p in paths]  # so that a damaged one is found before the others are evaluated
+    config = Config.from_dict(metas[0]["config"])
     config.evaluation = e
     config.training.device = device
     if root:
         config.data.root = root
     data = data_sources.load(config.data, log)
     identity = {s: i.to_dict() for s, i in data.identity.items()}
-    for path, (_, meta) in zip(paths, loaded):
+    for path, meta in zip(paths, metas):
         if meta["data"] != identity:
             log(
                 f"Note: {path} was trained on other images than these "
                 f"({', '.join(differing(meta['data'], identity, 'data')[:3])})."
             )
-    names = [meta["system"] for _, meta in loaded]
+    names = [meta["system"] for meta in metas]
     labels = names if len(set(names)) == len(names) else [str(p) for p in paths]
-    models = {label: model for label, (model, _) in zip(labels, loaded)}
+    models = {label: Path(path) for label, path in zip(labels, paths)}
     return compare_systems(models, getattr(data, e.split), config, Path(out), log=log, reference=labels[0])
 
 
 def compare_systems(
-    models: dict[str, FewShotModel],
+    models: Mapping[str, Path],
     data: ClassImages,
     config: Config,
     folder: Path,
@@ -196,15 +230,31 @@ def compare_systems(
     log: Log = print,
     reference: str | None = None,
 ) -> dict[str, EpisodeResults]:
-    """Evaluate models on the same episodes, print the table, and keep results and table in ``folder``."""
+    """Evaluate models on the same episodes, print the table, and keep results and table in ``folder``.
+
+    Args:
+        models: checkpoints by the name of the row; one at a time is held in memory.
+        data: the split.
+        config: its ``evaluation``; ``episodes`` where that leaves way or shot open.
+        folder: where to.
+        seconds: of training, by the name of the row.
+        log: receives what a user should read.
+        reference: of the paired differences; by default pn, or the first.
+    """
     e = config.evaluation
     device = pick_device(config.training.device)
     episodes = protocol_episodes(data, e, config.episodes.way, config.episodes.shot)
     results: dict[str, EpisodeResults] = {}
     started = time.perf_counter()
-    for name, model in models.items():
+    for name, path in models.items():
         results[name] = evaluate_model(
-            model.to(device), data, episodes, samples=e.samples, seed=e.seed, device=device, progress=False
+            load_model(path)[0].to(device),
+            data,
+            episodes,
+            samples=e.samples,
+            seed=e.seed,
+            device=device,
+            progress=False,
         )
         results[name].save(folder / f"episodes-{_file_name(name)}.safetensors")
     took = time.perf_counter() - started
