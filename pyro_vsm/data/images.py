@@ -214,6 +214,11 @@ class Splits:
 
         The standard deviation is at least 1/255, so that dividing by it is safe.
         """
+        mean, std = self._statistics
+        return list(mean), list(std)
+
+    @cached_property
+    def _statistics(self) -> tuple[list[float], list[float]]:
         images = self.train.images
         channels, height, width = self.train.image_shape
         total = torch.zeros(channels, dtype=torch.float64, device=images.device)
