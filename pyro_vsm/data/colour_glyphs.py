@@ -23,7 +23,7 @@ from pyro_vsm.data.glyphs import SCRIPTS, Artist, font_paths
 from pyro_vsm.data.images import ClassImages, Splits
 from pyro_vsm.data.sources import SOURCES, DataConfig
 
-_VERSION = 1  # raise it whenever the rendering changes
+_VERSION = 2  # raise it whenever the rendering changes
 _SIZE = 32
 _IMAGES = 20  # images of a class
 _VARIANTS = {"train": 2, "validation": 1, "test": 1}  # classes of one letter
@@ -95,7 +95,7 @@ def _paint(masks: Floats, bits: np.random.PCG64) -> NDArray[np.uint8]:
     """The images `[n, 3, size, size]` of one class, from the letter's masks `[n, size, size]` in [0, 1]."""
     draw = _Draw(bits)
     n, size, _ = masks.shape
-    letter_fixed, ground_fixed, texture_fixed, grey = draw(4) < (0.5, 0.5, 0.6, 0.25)
+    letter_fixed, ground_fixed, texture_fixed, grey = draw(4) < (0.35, 0.35, 0.5, 0.25)
     letterless = draw(1)[0] < 0.12
     ink = draw.kept(bool(letter_fixed), n, 3, 0.08)
     ground = draw.kept(bool(ground_fixed or letterless), n, 3, 0.08)
