@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pyro_vsm import parallel
 from pyro_vsm.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,9 +99,10 @@ def encode_all(
             f"not {images.dtype} {list(images.shape)} and {batch}"
         )
     features = torch.empty(0, device=device)
+    mine = parallel.portion(len(images), batch)
     with _untouched(model, device):
-        for start in range(0, len(images), batch):
-            part = images[start : start + batch].to(device, non_blocking=True)
+        for start in range(mine.start, mine.stop, batch):
+            part = images[start : min(start + batch, mine.stop)].to(device, non_blocking=True)
             with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
                 encoded = model.encode(part)
             if encoded.dim() != 2 or len(encoded) != len(part):
@@ -108,10 +110,11 @@ def encode_all(
                     f"{type(model).__name__}.encode must return [images, features], "
                     f"but {len(part)} images became {list(encoded.shape)}"
                 )
-            if start == 0:
+            if start == mine.start:
                 # made outside inference mode, so that a model may later fit a classifier to the features
-                features = torch.empty(len(images), encoded.shape[1], device=device)
-            features[start : start + batch] = encoded
+                features = torch.empty(len(mine), encoded.shape[1], device=device)
+            features[start - mine.start : start - mine.start + batch] = encoded
+    features = parallel.gather_portions(features, len(images), batch)
     finite = features.isfinite().all(1)
     if not bool(finite.all()):
         raise UserError(
@@ -188,8 +191,9 @@ def answer(
     parts: list[tuple[Tensor, ...]] = []
     # no_grad, not inference_mode: a model may enable gradients inside, to fit a classifier to the support set
     with torch.no_grad(), _untouched(model, device):
-        for start in tqdm(range(0, len(index), block), unit="block", disable=not progress):
-            rows = index[start : start + block]
+        mine = parallel.portion(len(index), block)
+        for start in tqdm(range(mine.start, mine.stop, block), unit="block", disable=not progress):
+            rows = index[start : min(start + block, mine.stop)]
             _seed(seed, start, device)
             support = features[rows.support[:, :known]]
             probs = model.predict(support, features[rows.query].flatten(1, 2), samples)
@@ -198,7 +202,8 @@ def answer(
                 raise UserError(f"{name}.predict must return {list(shape)}, but returned {list(probs.shape)}")
             off = torch.maximum((probs.float().sum(-1) - 1).abs().amax(-1), -probs.float().amin((-1, -2)))
             parts.append((off, *score(probs)))
-    off, *joined = (torch.cat(column).cpu() for column in zip(*parts))
+    whole = (parallel.gather_portions(torch.cat(column).cpu(), len(index), block) for column in zip(*parts))
+    off, *joined = whole
     wrong = (~(off <= 0.01)).nonzero()  # NaN is wrong too; 0.01 leaves room for half precision
     if len(wrong):
         episode = int(wrong[0])

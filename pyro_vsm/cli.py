@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import fields
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from pyro_vsm import commands
+from pyro_vsm import commands, parallel
 from pyro_vsm.errors import UserError
 
 PROGRAM = """Recognise new classes of images from one or five labelled examples, with uncertainty.
@@ -79,7 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             args = parser.parse_args([argv[0], "--config", stored, *argv[1:]])
         args = parser.instantiate(args) if hasattr(parser, "instantiate") else parser.instantiate_classes(args)
         _import_modules(args[args.command].get("allow_module") or [])
-        handlers[args.command](args[args.command])
+        parallel.start()
+        with nullcontext() if parallel.is_main() else redirect_stdout(StringIO()):  # one of several speaks
+            handlers[args.command](args[args.command])
     except UserError as error:
         print(f"pyro-vsm: {error}", file=sys.stderr)
         return 2
@@ -92,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    finally:
+        parallel.finish()
     return 0
 
 

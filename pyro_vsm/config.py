@@ -136,8 +136,11 @@ class TrainingConfig:
         seed: of initialisation, episodes, augmentation and posterior noise.
         device: auto, cpu, cuda or cuda:N.
         amp: run the backbone in bfloat16 (on CUDA only).
-        compile: run the backbone through torch.compile while training.
+        amp_heads: run the networks of priors and posteriors in bfloat16, too (on CUDA only; densities stay float32).
+        compile: run the backbone and the augmentation through torch.compile while training.
+        compile_heads: compile the loss with everything in it, Pyro's program included; pays in long trainings.
         cuda_graph: capture the whole step as a CUDA graph (on CUDA only).
+        sync_batch_norm: with several processes (torchrun), normalise by the moments of the joint batch.
         log_every: steps between lines of the log.
         validate_every: steps between validations; the best model by validation accuracy is kept. 0: at the end only.
         validation_episodes: episodes of a validation.
@@ -160,8 +163,11 @@ class TrainingConfig:
     seed: int = 0
     device: str = "auto"
     amp: bool = False
+    amp_heads: bool = False
     compile: bool = False
+    compile_heads: bool = False
     cuda_graph: bool = False
+    sync_batch_norm: bool = False
     log_every: int = 10
     validate_every: int = 75
     validation_episodes: int = 200

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyro_vsm import parallel
 from pyro_vsm.config import Config
 from pyro_vsm.data.augment import augment, distort, draws
 from pyro_vsm.data.episodes import EpisodeIndex, EpisodeSampler
@@ -49,12 +50,17 @@ class EpisodeFeed(Feed):
     def loss(self, model: FewShotModel, progress: Tensor) -> Loss:
         """See :class:`Feed`."""
         index = self.sampler.sample(self.config.episodes.tasks)
-        return model(self.images(index), self.config.episodes.shot, index.classes, progress)
+        classes = index.classes if model.joint else parallel.share(index.classes)
+        return model(self.images(index), self.config.episodes.shot, classes, progress)
 
     def images(self, index: EpisodeIndex) -> Tensor:
-        """Augmented images ``[T, N, K+Q, C, H, W]`` of the episodes, float32 in [0, 1], support first."""
+        """Augmented images ``[T, N, K+Q, C, H, W]`` of the episodes, float32 in [0, 1], support first.
+
+        Of several processes each gets its share of the T tasks, from the same random stream.
+        """
         positions = torch.cat([index.support, index.query], 2)
-        u = draws(positions.numel(), positions.device)
+        u = draws(positions.numel(), positions.device).unflatten(1, positions.shape)
+        u, positions = parallel.share(u.transpose(0, 1)).transpose(0, 1).flatten(1), parallel.share(positions)
         images = self._distort(self.data.images, positions.flatten(), self.config.augment, u)
         return images.unflatten(0, positions.shape)
 
@@ -105,7 +111,7 @@ class ImageFeed(Feed):
 
     def loss(self, model: FewShotModel, progress: Tensor) -> Loss:
         """See :class:`Feed`."""
-        index = torch.randint(len(self.labels), (self.batch,), device=self.labels.device)
+        index = parallel.share(torch.randint(len(self.labels), (self.batch,), device=self.labels.device))
         images = augment(self.data.images[index], self.config.augment)
         return model.classify(images, self.labels[index], progress)  # type: ignore[operator]
 

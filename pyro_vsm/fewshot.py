@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pyro_vsm import parallel
 from pyro_vsm.config import Config
 from pyro_vsm.data.images import ClassImages
 from pyro_vsm.encoder import Encoder
@@ -19,7 +21,17 @@ class FewShotModel(nn.Module, ABC):
 
     Args:
         encoder: images to features.
+
+    Attributes:
+        traceable: whether :meth:`loss` does the same tensor operations in every step, so that it may be recorded
+            and compiled (:mod:`pyro_vsm.compiled`).
+        pending: what :meth:`loss` leaves for :meth:`after_step`, a dataclass of tensors, or None.
+        heads_in_bfloat16: compute the loss under bf16 autocast on CUDA (densities guard themselves).
     """
+
+    traceable = True
+    pending: Any = None
+    heads_in_bfloat16 = False
 
     def __init__(self, encoder: Encoder):
         super().__init__()
@@ -29,6 +41,11 @@ class FewShotModel(nn.Module, ABC):
     def dim(self) -> int:
         """Feature dimension D."""
         return self.encoder.dim
+
+    @property
+    def joint(self) -> bool:
+        """Whether several processes compute the loss of the joint batch together (see :mod:`pyro_vsm.parallel`)."""
+        return type(self).forward is FewShotModel.forward
 
     def encode(self, images: Tensor) -> Tensor:
         """Features ``[B, D]`` of images ``[B, C, H, W]``, uint8 or float in [0, 1]."""
@@ -40,7 +57,8 @@ class FewShotModel(nn.Module, ABC):
         """Training loss of a batch of episodes, in nats a query.
 
         Args:
-            images: ``[T, N, R, C, H, W]``; of each class the first ``shot`` are support, the others queries.
+            images: ``[T, N, R, C, H, W]``; of each class the first ``shot`` are support, the others queries. Of
+                several processes (:mod:`pyro_vsm.parallel`) each gives its share of the T tasks.
             shot: K.
             classes: class ids in the training set, ``[T, N]``.
             progress: how much of the training is over, a scalar tensor in [0, 1].
@@ -48,8 +66,10 @@ class FewShotModel(nn.Module, ABC):
         Returns:
             The loss and named detached scalars for the log.
         """
-        features = self.encode(images.flatten(0, 2)).unflatten(0, images.shape[:3])
-        return self.loss(features, shot, classes, progress)
+        features = parallel.joined(self.encode(images.flatten(0, 2)).unflatten(0, images.shape[:3]))
+        low = self.heads_in_bfloat16 and features.is_cuda
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
+            return self.loss(features, shot, classes, progress)
 
     def feed(self, data: ClassImages, config: Config) -> Feed:
         """What this system is trained on; by default episodes, of cached features where the encoder is frozen.

@@ -6,6 +6,7 @@ import os
 import uuid
 from pathlib import Path
 
+from pyro_vsm import parallel
 from pyro_vsm.errors import UserError
 
 
@@ -14,6 +15,8 @@ def write_atomic(path: Path | str, data: bytes) -> Path:
 
     Missing folders are made.
 
+    Of several processes of one training (:mod:`pyro_vsm.parallel`) the first one writes, the others do nothing.
+
     Returns:
         The path written.
 
@@ -21,6 +24,8 @@ def write_atomic(path: Path | str, data: bytes) -> Path:
         UserError: if the file cannot be written there.
     """
     path = Path(path)
+    if not parallel.is_main():
+        return path
     temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from pyro_vsm import data as data_sources
-from pyro_vsm import report
+from pyro_vsm import parallel, report
 from pyro_vsm.calibration import calibrate
 from pyro_vsm.config import Config, EvaluationConfig
 from pyro_vsm.data import Splits
@@ -68,9 +68,11 @@ def train(
         )
     e = config.episodes
     folder = Path(out) if out else free_folder(f"{config.data.name}-{e.way}way-{e.shot}shot")
+    folder = parallel.shared(folder)
     if not resume and occupied(folder):
         raise UserError(f"{folder} is not empty; choose another --out, or continue it with --resume {folder}")
-    data = data_sources.load(config.data, log)
+    with parallel.main_first():
+        data = data_sources.load(config.data, log)
     check_run(config, data)
     models: dict[str, Path] = {}
     seconds: dict[str, float] = {}
@@ -82,8 +84,10 @@ def train(
         models[name] = folder / name
         seconds[name] = outcome.seconds
     log("")
+    parallel.barrier()
     compare_systems(models, getattr(data, config.evaluation.split), config, folder, seconds=seconds, log=log)
-    draw_run(folder)
+    if parallel.is_main():
+        draw_run(folder)
     log(f"\nRun folder: {folder}")
     return folder
 

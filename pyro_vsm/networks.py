@@ -28,6 +28,7 @@ class Residual(nn.Module):
     def hidden(self, *conditions: Tensor) -> Tensor:
         """``[..., hidden]`` from conditions that broadcast to ``[..., D]``."""
         first, *rest = self.trunk
+        assert isinstance(first, nn.Linear)
         # the first layer of the conditions side by side, without repeating those that have fewer dimensions
         parts = [F.linear(c, w) for c, w in zip(conditions, first.weight.chunk(len(conditions), 1))]
         h = sum(parts[1:], parts[0]) + first.bias

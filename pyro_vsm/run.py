@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vsm import checkpoint
+from pyro_vsm import checkpoint, parallel
 from pyro_vsm.errors import UserError
 from pyro_vsm.files import write_atomic
 
@@ -63,6 +63,8 @@ class Run:
 
     def log(self, step: int, split: str, values: dict[str, float]) -> None:
         """Append one record ``{"step": ..., "split/name": value, ...}`` and its TensorBoard scalars."""
+        if not parallel.is_main():
+            return
         record = {"step": step, **{f"{split}/{k}": v for k, v in values.items()}}
         try:
             with self.metrics_path.open("a", encoding="utf-8") as file:
@@ -99,6 +101,8 @@ class Run:
 
     def save_state(self, trainer: Trainer) -> None:
         """Write everything that :meth:`restore` needs; the previous state stays until this one is whole."""
+        if not parallel.is_main():
+            return
         random_tensors, random_meta = checkpoint.random_state(trainer.device)
         tensors = {f"model.{k}": v for k, v in trainer.model.state_dict().items()}
         tensors |= {f"average.{i}": v for i, v in enumerate(trainer.average.values)}

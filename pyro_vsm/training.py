@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pyro_vsm import parallel
+from pyro_vsm.averaging import Average
+from pyro_vsm.compiled import compile_loss
 from pyro_vsm.config import Config
 from pyro_vsm.data import Splits
 from pyro_vsm.data.episodes import fixed_episodes
@@ -43,44 +44,6 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"training.device={name!r}, but {torch.cuda.device_count()} CUDA devices are here; give cpu")
     return device
-
-
-class Average:
-    """Exponential moving average of parameters: ``e <- e + (1 - d) (p - e)``, ``d = min(decay, (1+t)/(10+t))``.
-
-    Args:
-        parameters: what to average.
-        decay: in [0, 1); 0 follows the parameters.
-    """
-
-    def __init__(self, parameters: list[nn.Parameter], decay: float):
-        self.parameters: list[Tensor] = list(parameters)
-        self.decay = decay
-        self.values = [p.detach().clone() for p in parameters]
-        self.rate = torch.ones((), device=parameters[0].device)
-
-    def set_step(self, step: int) -> None:
-        """Choose d for this step; apart from :meth:`update`, which may be captured in a graph."""
-        self.rate.fill_(1 - min(self.decay, (1 + step) / (10 + step)))
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take in the current parameters."""
-        gap = torch._foreach_sub(self.parameters, self.values)
-        torch._foreach_mul_(gap, self.rate)
-        torch._foreach_add_(self.values, gap)
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """The averages stand in for the parameters inside."""
-        saved = [p.detach().clone() for p in self.parameters]
-        with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.values)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                torch._foreach_copy_(self.parameters, saved)
 
 
 @dataclass
@@ -120,6 +83,11 @@ class Trainer:
         self.config, self.run, self.name = config, run, name
         self.device = pick_device(t.device)
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.heads_in_bfloat16 = t.amp_heads
+        if t.sync_batch_norm:
+            parallel.join_batch_norm(model.encoder)
+        if t.compile_heads:
+            compile_loss(model)
         self.train_data = data.train.to(self.device)
         self.validation_data = data.validation.to(self.device)
         e = config.episodes
@@ -142,7 +110,9 @@ class Trainer:
         groups = [{"params": g, "lr": torch.tensor(lr, device=self.device) if cuda else lr} for g, lr in parts]
         self.parameters = backbone + heads
         self.optimizer = self._optimizer(groups, cuda)
-        self.average = Average(self.parameters, t.ema)
+        # heads of the joint batch are the same in every process: nothing to average
+        self.split_parameters = backbone if model.joint else self.parameters
+        self.average = Average(self.parameters, t.ema, compiled=t.compile_heads)
         self.progress = torch.zeros((), device=self.device)
         self.sums: dict[str, Tensor] = {}
         self.count = 0
@@ -157,7 +127,7 @@ class Trainer:
             return torch.optim.SGD(
                 groups, momentum=0.9, nesterov=True, weight_decay=t.weight_decay, fused=cuda, foreach=not cuda
             )
-        return torch.optim.AdamW(groups, weight_decay=t.weight_decay, capturable=cuda, foreach=True)
+        return torch.optim.AdamW(groups, weight_decay=t.weight_decay, capturable=cuda, fused=cuda, foreach=not cuda)
 
     # --- one step ---------------------------------------------------------------------------------------------
 
@@ -179,16 +149,16 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss, terms = self.feed.loss(self.model, self.progress)
         loss.backward()
+        parallel.average_gradients(self.split_parameters)
         if self.config.training.clip:
             terms["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.config.training.clip)
         self.optimizer.step()
         self.average.update()
         self.model.after_step()
-        with torch.no_grad():
-            for key, value in {"loss": loss, **terms}.items():
-                if key not in self.sums:
-                    self.sums[key] = torch.zeros((), device=self.device)
-                self.sums[key] += value.detach()
+        values = {"loss": loss.detach(), **terms}
+        for key in [k for k in values if k not in self.sums]:  # in the order of the log
+            self.sums[key] = torch.zeros((), device=self.device)
+        torch._foreach_add_([self.sums[key] for key in values], [value.detach() for value in values.values()])
 
     def _advance(self) -> None:
         """The next step, eagerly or by replaying the captured graph."""
@@ -206,7 +176,9 @@ class Trainer:
         else:
             self.optimizer.zero_grad(set_to_none=True)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # NCCL's watchdog asks the device from a thread of its own, which only this mode allows
+            mode = "thread_local" if parallel.size() > 1 else "global"
+            with torch.cuda.graph(self._graph, capture_error_mode=mode):
                 self._step()
             self._graph.replay()
         self.step += 1
@@ -224,9 +196,10 @@ class Trainer:
         started = time.perf_counter()
         self.model.train()
         since = self.step - self.step % t.log_every  # a restored state brings the sums since the last line
-        bar = tqdm(total=t.steps, initial=self.step, desc=self.name, unit="step", dynamic_ncols=True, mininterval=0.5)
+        look = {"unit": "step", "dynamic_ncols": True, "mininterval": 0.5, "disable": not parallel.is_main()}
+        bar = tqdm(total=t.steps, initial=self.step, desc=self.name, **look)  # type: ignore[call-overload]
         with bar, pyro.validation_enabled(False):
-            while self.step < t.steps and not (interrupt and interrupt.requested):
+            while self.step < t.steps and not self._interrupted(interrupt):
                 self._advance()
                 bar.update()
                 last = self.step == t.steps
@@ -243,12 +216,21 @@ class Trainer:
                 self._validate(bar)
         if self.step < t.steps or t.steps == 0:
             self._save(started)
+        parallel.barrier()  # what the first process has written may now be read
         return Outcome(self.step, self.step >= t.steps, self.best_accuracy, self.best_step, self.seconds)
+
+    def _interrupted(self, interrupt: Interrupt | None) -> bool:
+        """Whether to stop; several processes agree on it every tenth step."""
+        requested = interrupt is not None and interrupt.requested
+        if parallel.size() == 1:
+            return requested
+        return self.step % 10 == 0 and parallel.agree(requested)
 
     def _log(self, steps: int) -> dict[str, str]:
         """Write the means since the last line; the one place where training waits for the device."""
         keys = list(self.sums)
-        means = (torch.stack([self.sums[k] for k in keys]) / max(steps, 1)).tolist()
+        parallel.level([*self.model.parameters(), *self.model.buffers()])
+        means = parallel.average(torch.stack([self.sums[k] for k in keys]) / max(steps, 1)).tolist()
         for value in self.sums.values():
             value.zero_()
         record = dict(zip(keys, means))

@@ -133,7 +133,6 @@ class VSM(FewShotModel):
         )
         self.elbo = build_objective(objective, particles)
         self.beta_z, self.beta_m, self.warmup = beta_z, beta_m, warmup
-        self._write: Write | None = None
 
     def model(self, task: Task) -> Tensor:
         """The Pyro model, see :meth:`VSMProgram.model <pyro_vsm.model.VSMProgram.model>`."""
@@ -169,8 +168,8 @@ class VSM(FewShotModel):
         update gets a gradient.
         """
         support, query, labels = split_episode(features, shot)
-        self._write = self.memory.consolidate(features, classes)
-        task = self.task(support, query, labels, classes, self._write)
+        self.pending = self.memory.consolidate(features, classes)
+        task = self.task(support, query, labels, classes, self.pending)
         ramp = (progress / self.warmup).clamp(1e-6, 1.0) if self.warmup else 1.0
         self.program.beta_z, self.program.beta_m = self.beta_z * ramp, self.beta_m * ramp
         if self.beta_z == 0:
@@ -190,9 +189,9 @@ class VSM(FewShotModel):
 
     def after_step(self) -> None:
         """Store what :meth:`loss` consolidated."""
-        if self._write is not None:
-            self.memory.store(self._write)
-            self._write = None
+        if self.pending is not None:
+            self.memory.store(self.pending)
+            self.pending = None
 
     def refresh(self) -> None:
         """Refresh the memory's within-class covariance."""
@@ -272,8 +271,8 @@ class VSM(FewShotModel):
             def wrapped(features: Tensor, shot: int, classes: Tensor) -> Any:
                 pyro.module(name, self)
                 support, query, labels = split_episode(features, shot)
-                self._write = self.memory.consolidate(features, classes)
-                return run(self.task(support, query, labels, classes, self._write))
+                self.pending = self.memory.consolidate(features, classes)
+                return run(self.task(support, query, labels, classes, self.pending))
 
             return wrapped
 
