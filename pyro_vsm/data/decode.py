@@ -113,6 +113,16 @@ def fit_array(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.asarray(_fit(Image.fromarray(pixels), size))
 
 
+def fit_image(image: Image.Image, size: int, channels: int = 3) -> Tensor:
+    """An image in memory as uint8 `[channels, size, size]`, scaled and cropped as files are.
+
+    Raises:
+        UserError: if it holds 32-bit values of unknown range.
+    """
+    pixels = np.asarray(_flat(_fit(_plain(image, Path("in memory")), size), channels))
+    return torch.from_numpy(pixels.reshape(size, size, channels).transpose(2, 0, 1).copy())
+
+
 def cores() -> int:
     """Cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -142,7 +152,21 @@ def _formats() -> list[str]:
 
 def _decode(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
     """The file as `[size, size, channels]`."""
-    content = _content(path)
+    return decode_content(_content(path), path, size, channels)
+
+
+def decode_content(content: bytes, path: Path, size: int, channels: int = 3) -> NDArray[np.uint8]:
+    """An image file's bytes as uint8 `[size, size, channels]`.
+
+    Args:
+        content: the bytes.
+        path: of the file, or a name for the place that the bytes come from; for messages.
+        size: height and width of the result.
+        channels: 3 for colour, 1 for grey.
+
+    Raises:
+        UserError: see `read_image`.
+    """
     try:
         with Image.open(BytesIO(content), formats=_formats()) as image:
             width, height = image.size
