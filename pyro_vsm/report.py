@@ -45,6 +45,11 @@ _COLUMNS = {
     "brier": _Column("Brier"),
     "auroc": _Column("AUROC %", 100, 2),
     "auroc_difference": _Column("Δ AUROC %", 100, 2, signed=True),
+    "accuracy_seed_sd": _Column("sd of seeds %", 100, 2),
+    "paper": _Column("paper %", 100, 2),
+    "nll_tempered": _Column("NLL, tempered"),
+    "ece_tempered": _Column("ECE %, tempered", 100, 2),
+    "training_seconds": _Column("training (s)", 1, 0),
 }
 
 
@@ -146,8 +151,19 @@ def to_json(rows: Sequence[Row], title: str = "", notes: Sequence[str] = ()) -> 
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def narrowed(rows: Sequence[Row], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows with these columns only, without those that no row fills."""
+    kept = [c for c in columns if any(row.get(c) is not None for row in rows)]
+    return [{c: row.get(c) for c in kept} for row in rows]
+
+
 def write_report(
-    rows: Sequence[Row], folder: Path | str, stem: str, title: str = "", notes: Sequence[str] = ()
+    rows: Sequence[Row],
+    folder: Path | str,
+    stem: str,
+    title: str = "",
+    notes: Sequence[str] = (),
+    columns: Sequence[str] = (),
 ) -> list[Path]:
     """Writes `stem`.md, `stem`.csv and `stem`.json into a folder, which is made if missing.
 
@@ -157,6 +173,7 @@ def write_report(
         stem: file name without ending.
         title: heading in Markdown and JSON.
         notes: remarks below the table: the command, the data, what is left out.
+        columns: for people, in Markdown; all where none are named.
 
     Returns:
         The three paths.
@@ -167,7 +184,7 @@ def write_report(
     if not stem or Path(stem).name != stem:
         raise UserError(f"the report's stem is {stem!r}: give a file name without folder and ending")
     contents = {
-        ".md": to_markdown(rows, title, notes),
+        ".md": to_markdown(narrowed(rows, columns) if columns else rows, title, notes),
         ".csv": to_csv(rows),
         ".json": to_json(rows, title, notes),
     }

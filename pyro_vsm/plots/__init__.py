@@ -13,9 +13,11 @@ from pyro_vsm.plots.results import (
     reliability_diagram,
 )
 from pyro_vsm.plots.style import save
+from pyro_vsm.plots.tables import TablePoint, table_chart
 from pyro_vsm.plots.training import learning_curves, objective_terms
 
 __all__ = [
+    "TablePoint",
     "accuracy_by_shot",
     "accuracy_by_system",
     "addressing_heatmap",
@@ -25,4 +27,5 @@ __all__ = [
     "prototype_map",
     "reliability_diagram",
     "save",
+    "table_chart",
 ]

@@ -1,0 +1,105 @@
+"""Nested settings: read from YAML, changed by dotted names, turned into a configuration as the command line does."""
+
+from __future__ import annotations
+
+import copy
+import re
+from argparse import ArgumentError
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from pyro_vsm.config import Config
+from pyro_vsm.errors import UserError
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as a number, as YAML 1.2 does and PyYAML's own loader does not."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """What a text in YAML says.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is no YAML ({' '.join(str(error).split())}); mend it") from error
+
+
+def load_yaml(path: Path) -> Any:
+    """What a YAML file says.
+
+    Raises:
+        UserError: it cannot be read, or is none.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {path} ({reason}); give a YAML file") from error
+    return parse_yaml(text, str(path))
+
+
+def put(settings: dict[str, Any], name: str, value: Any, where: str) -> None:
+    """Lay a value over nested settings: ``training.lr``, or a whole section ``training`` entry by entry.
+
+    Raises:
+        UserError: the name runs through something that is no mapping.
+    """
+    *path, last = name.split(".")
+    for key in path:
+        settings = settings.setdefault(key, {})
+        if not isinstance(settings, dict):
+            raise UserError(f"{where}: {name} cannot be set, as {key} is no mapping")
+    if not path and isinstance(value, dict) and isinstance(settings.get(last), dict):
+        settings[last] = {**settings[last]}
+        for key, entry in value.items():
+            put(settings[last], str(key), entry, where)
+    else:
+        settings[last] = copy.deepcopy(value)
+
+
+def read_settings(settings: dict[str, Any], where: str) -> Config:
+    """The configuration of nested settings, with the command line's conversions and defaults.
+
+    Raises:
+        UserError: unknown settings or values.
+    """
+    for name, section in settings.items():
+        if name != "systems" and not isinstance(section, dict):
+            raise UserError(f"{where}: {name} is {section!r}; a section of settings is a mapping")
+    try:
+        parser = _parser()
+        read = parser.parse_object(settings)
+        read = parser.instantiate(read) if hasattr(parser, "instantiate") else parser.instantiate_classes(read)
+        return Config(**{k: read[k] for k in Config.__dataclass_fields__})
+    except (ArgumentError, TypeError, ValueError, UserError) as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+@cache
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Config, None)
+    return parser
+
+
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of nested settings."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

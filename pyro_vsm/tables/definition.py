@@ -1,0 +1,276 @@
+"""TABLE.yaml: which systems, under which settings and training seeds, make up a table of results.
+
+    title: 5-way 1-shot on miniImageNet
+    base: ../conv4_1shot.yaml              # settings of every row: a file beside this one, or written out
+    seeds: [0, 1, 2]
+    reference: pn                          # paired differences are to this row
+    protocols: [{way: 5, shot: 1}]         # by default the way and shot of the base
+    unknown: true                          # also: are queries of other classes told from those of the task
+    temperature_episodes: 2000             # validation episodes that each temperature is fitted to; 0 for none
+    notes: [what a reader must know]
+    rows:
+      - {name: pretrained, system: classifier, base: ../pretrain.yaml, shown: false}
+      - {name: pn, system: pn, label: PN, paper: 47.40, set: {training.init: run:pretrained}}
+      - {name: vsm, system: vsm, label: VSM, paper: {1: 54.73}, set: {model: {memory_use: latent}}, note: attention}
+
+A setting ``run:NAME`` stands for what an earlier row trained with the same seed; a row that is not ``shown`` is
+trained for that alone. ``paper`` is a percentage, or one a number of shots; ``protocols`` in a row restricts it.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyro_vsm.config import Config
+from pyro_vsm.errors import UserError
+from pyro_vsm.reading import bool_of, count_of, list_of, mapping, only, text_of, whole
+from pyro_vsm.settings import leaves, load_yaml, put, read_settings
+from pyro_vsm.systems import SYSTEMS
+
+_TABLE = {"title", "base", "seeds", "reference", "protocols", "unknown", "temperature_episodes", "notes", "rows"}
+_ROW = {"name", "system", "label", "paper", "set", "note", "base", "protocols", "shown"}
+_RUN = "run:"
+_SHORT = "; see the head of pyro_vsm/tables/definition.py for an example"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Classes and support images a class of the evaluation's episodes."""
+
+    way: int
+    shot: int
+
+    def __str__(self) -> str:
+        return f"{self.way}-way {self.shot}-shot"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system under its settings.
+
+    Attributes:
+        name: of its folder.
+        system: a key of `systems.SYSTEMS`.
+        label: for readers.
+        settings: nested, as in a configuration file, without the seed.
+        paper: the published accuracies in percent, by the number of shots.
+        note: for readers.
+        protocols: that it is evaluated on.
+        shown: whether the table has a line of it.
+    """
+
+    name: str
+    system: str
+    label: str
+    settings: dict[str, Any]
+    paper: dict[int, float]
+    note: str
+    protocols: tuple[Protocol, ...]
+    shown: bool
+
+    @property
+    def needs(self) -> dict[str, str]:
+        """Dotted settings that name the run of another row, with the name of that row."""
+        return {k: v.removeprefix(_RUN) for k, v in leaves(self.settings) if str(v).startswith(_RUN)}
+
+    def config(self, seed: int, folder_of: Callable[[str], Path]) -> Config:
+        """The configuration of the training with this seed.
+
+        Args:
+            seed: of the training.
+            folder_of: the run folder of a row.
+
+        Raises:
+            UserError: unknown settings or values.
+        """
+        settings = copy.deepcopy(self.settings)
+        for name, row in self.needs.items():
+            put(settings, name, str(folder_of(row)), "")
+        settings["systems"] = [self.system]
+        put(settings, "training.seed", seed, "")
+        return read_settings(settings, f"row {self.name!r}")
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a TABLE.yaml says; see the head of this module."""
+
+    path: Path
+    title: str
+    seeds: tuple[int, ...]
+    reference: str
+    protocols: tuple[Protocol, ...]
+    unknown: bool
+    temperature_episodes: int
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+    def row(self, name: str) -> Row:
+        """The row of that name.
+
+        Raises:
+            UserError: there is none.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise UserError(f"{self.path}: there is no row {name!r}; rows are {', '.join(r.name for r in self.rows)}")
+
+
+def read_table(
+    path: Path | str, *, seeds: Sequence[int] | None = None, override: Mapping[str, Any] | None = None
+) -> Table:
+    """Read a table's definition and build every configuration once, so that no mistake is found late.
+
+    Args:
+        path: TABLE.yaml.
+        seeds: instead of those in the file.
+        override: dotted settings laid over those of every row.
+
+    Raises:
+        UserError: what is wrong in it, and where.
+    """
+    path = Path(path)
+    text = mapping(load_yaml(path), str(path))
+    only(text, _TABLE, str(path))
+    rows_text = text.get("rows")
+    if not isinstance(rows_text, list) or not rows_text:
+        raise UserError(f"{path}: rows must be a list with at least one row{_SHORT}")
+    if "base" not in text:
+        raise UserError(f"{path}: base is missing; give the settings of all rows, or the file that holds them")
+    base = _base(text["base"], path)
+    for name, value in (override or {}).items():
+        put(base, name, value, "override")
+    shared = read_settings(base, f"{path}: base")
+    e = shared.evaluation
+    default = Protocol(e.way or shared.episodes.way, e.shot or shared.episodes.shot)
+    protocols = _protocols(text.get("protocols"), (default,), str(path))
+    rows: list[Row] = []
+    for number, values in enumerate(rows_text):
+        where = f"{path}: row {number + 1}"
+        row = _row(mapping(values, where), base, path, where, protocols, override or {})
+        if any(row.name == r.name for r in rows):
+            raise UserError(f"{path}: there are two rows {row.name!r}; give each a name of its own")
+        for needed in row.needs.values():
+            if needed not in [r.name for r in rows]:
+                raise UserError(f"{path}: row {row.name!r} needs run:{needed}, but no row above it has that name")
+        config = row.config(0, Path)
+        if config.data != shared.data:
+            raise UserError(f"{path}: row {row.name!r} has other data than base; a table has one data set")
+        rows.append(row)
+    table = Table(
+        path,
+        title=text_of(text.get("title", path.stem), "title", path),
+        seeds=_seeds(text.get("seeds", [0]) if seeds is None else list(seeds), path),
+        reference=text_of(text.get("reference", ""), "reference", path) or _first_shown(rows, path),
+        protocols=protocols,
+        unknown=bool_of(text.get("unknown", False), "unknown", path),
+        temperature_episodes=count_of(text.get("temperature_episodes", 1000), "temperature_episodes", path),
+        rows=tuple(rows),
+        notes=tuple(text_of(n, "notes", path) for n in list_of(text.get("notes", []), "notes", path)),
+    )
+    if not table.row(table.reference).shown:
+        raise UserError(f"{path}: the reference {table.reference!r} is not shown; choose a row that is")
+    return table
+
+
+def _row(
+    values: dict[str, Any],
+    base: dict[str, Any],
+    path: Path,
+    where: str,
+    protocols: tuple[Protocol, ...],
+    override: Mapping[str, Any],
+) -> Row:
+    name = values.get("name")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+        raise UserError(f"{where}: its name is {name!r}; give letters, digits, '-', '_' and '.', for a folder")
+    where = f"{path}: row {name!r}"
+    only(values, _ROW, where)
+    system = values.get("system")
+    if system not in SYSTEMS:
+        raise UserError(f"{where}: there is no system {system!r}; known are {', '.join(sorted(SYSTEMS))}")
+    shown = bool_of(values.get("shown", True), "shown", where)
+    settings = copy.deepcopy(base) if "base" not in values else _base(values["base"], path)
+    for key, value in mapping(values.get("set", {}), f"{where}: set").items():
+        if str(key).partition(".")[0] in ("evaluation", "data", "systems"):
+            raise UserError(f"{where}: set changes {key}, which the rows of a table share; set it in base")
+        put(settings, str(key), value, where)
+    if "base" in values:
+        settings["data"] = copy.deepcopy(base.get("data", {}))
+        if shown:
+            settings["evaluation"] = copy.deepcopy(base.get("evaluation", {}))
+    for key, value in override.items():
+        put(settings, key, value, "override")
+    chosen = _protocols(values.get("protocols"), protocols, where)
+    if not set(chosen) <= set(protocols):
+        raise UserError(f"{where}: protocols must be some of the table's: {', '.join(map(str, protocols))}")
+    return Row(
+        name,
+        system,
+        label=text_of(values.get("label", name), "label", where),
+        settings=settings,
+        paper=_paper(values.get("paper"), chosen, where),
+        note=text_of(values.get("note", ""), "note", where),
+        protocols=chosen,
+        shown=shown,
+    )
+
+
+def _paper(value: Any, protocols: tuple[Protocol, ...], where: str) -> dict[int, float]:
+    if value is None:
+        return {}
+    shots = {p.shot for p in protocols}
+    if isinstance(value, (int, float)) and len(shots) == 1:
+        value = {min(shots): value}
+    wrong = not isinstance(value, dict) or not all(
+        k in shots and isinstance(v, (int, float)) and 0 < v < 100 for k, v in value.items()
+    )
+    if wrong:
+        raise UserError(f"{where}: paper is {value!r}; give a percentage, or one by number of shots, {{1: 47.4}}")
+    return {k: float(v) for k, v in value.items()}
+
+
+def _protocols(value: Any, default: tuple[Protocol, ...], where: str) -> tuple[Protocol, ...]:
+    if value is None:
+        return default
+    found: list[Protocol] = []
+    for entry in list_of(value, "protocols", where):
+        if not isinstance(entry, dict) or set(entry) != {"way", "shot"}:
+            raise UserError(f"{where}: a protocol is {entry!r}; give {{way: 5, shot: 1}}")
+        way, shot = (count_of(entry[k], f"protocols.{k}", where) for k in ("way", "shot"))
+        if way < 2 or shot < 1:
+            raise UserError(f"{where}: a protocol is {entry!r}; give at least 2 ways and 1 shot")
+        found.append(Protocol(way, shot))
+    if not found or len(set(found)) < len(found):
+        raise UserError(f"{where}: protocols must name at least one, each once")
+    return tuple(found)
+
+
+def _seeds(value: Any, where: Path) -> tuple[int, ...]:
+    seeds = list_of(value, "seeds", where)
+    if not seeds or len(set(map(str, seeds))) < len(seeds) or not all(whole(s) and 0 <= s < 2**32 for s in seeds):
+        raise UserError(f"{where}: seeds are {seeds}; give at least one, each once, from 0 to 2^32 - 1")
+    return tuple(seeds)
+
+
+def _base(value: Any, path: Path) -> dict[str, Any]:
+    """Settings written out, or those of a file named from the table's folder."""
+    if isinstance(value, str):
+        file = path.parent / value
+        if not file.is_file():
+            raise UserError(f"{path}: there is no base {file}; name a configuration file from the table's folder")
+        value, path = load_yaml(file), file
+    return mapping(copy.deepcopy(value), f"{path}: base")
+
+
+def _first_shown(rows: list[Row], path: Path) -> str:
+    for row in rows:
+        if row.shown:
+            return row.name
+    raise UserError(f"{path}: no row is shown; leave shown out of those that the table is about")

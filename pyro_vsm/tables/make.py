@@ -1,0 +1,146 @@
+"""A table of results by one command: train what is missing, evaluate on identical episodes, write and draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_vsm import data as data_sources
+from pyro_vsm import plots, report
+from pyro_vsm.config import EvaluationConfig
+from pyro_vsm.data import Splits
+from pyro_vsm.jobs import Log
+from pyro_vsm.replicates import over_episodes
+from pyro_vsm.tables.definition import Row, Table, read_table
+from pyro_vsm.tables.lines import Found, command_line, lines_by_seed, remarks, stack, summary
+from pyro_vsm.tables.runs import TableRuns
+from pyro_vsm.tables.scores import TableScores
+from pyro_vsm.training import pick_device
+
+COLUMNS = (
+    "system", "protocol", "seeds", "accuracy", "accuracy_seed_sd", "paper", "accuracy_difference", "nll", "ece",
+    "ece_tempered", "brier", "auroc", "training_seconds",
+)  # fmt: skip
+"""Of the table for people; the files for programs hold more."""
+
+
+def make_table(
+    path: Path | str,
+    out: Path | str,
+    *,
+    root: str | None = None,
+    seeds: Sequence[int] | None = None,
+    only: Sequence[str] = (),
+    evaluation: Mapping[str, Any] | None = None,
+    override: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    force: bool = False,
+    log: Log = print,
+) -> list[Path] | None:
+    """Train, evaluate and write a table; what is there already is used again.
+
+    Args:
+        path: TABLE.yaml, see `definition`.
+        out: folder of the tables; runs are kept in ``out/runs/ROW/seed-S``.
+        root: folder of the data set.
+        seeds: of the trainings, instead of the table's.
+        only: rows to train and show, with what they need; others are shown if they are finished.
+        evaluation: changes of `config.EvaluationConfig`: split, episodes, samples, seed.
+        override: dotted settings laid over those of every row.
+        device: where to compute.
+        force: use runs of other settings or data.
+        log: receives what a user should read.
+
+    Returns:
+        The files written; None if a training was interrupted (the same command goes on).
+
+    Raises:
+        UserError: what is wrong with the definition, the data or what lies in ``out``.
+    """
+    changes = dict(override or {})
+    changes |= {"data.root": root} if root else {}
+    changes |= {"training.device": device} if device != "auto" else {}
+    table = read_table(path, seeds=seeds, override=changes)
+    wanted = _wanted(table, only)
+    config = table.rows[0].config(table.seeds[0], Path)
+    first = next(r for r in table.rows if r.shown)
+    protocol = replace(first.config(table.seeds[0], Path).evaluation, **(evaluation or {}))
+    where = pick_device(config.training.device)
+    data = data_sources.load(config.data, log)
+    runs = TableRuns(table, Path(out), data, force=force, log=log)
+    scoring = TableScores(table, data, protocol, where)
+    runs.check(wanted)
+    for seed in table.seeds:  # a whole table of the first seed is there before the second begins
+        for row in wanted:
+            if not runs.train(row, seed):
+                log("Go on with the same command.")
+                return None
+    shown = [r for r in table.rows if r.shown and (r in wanted or all(runs.finished(r, s) for s in table.seeds))]
+    if not shown:
+        log(f"No row to show: {', '.join(r.name for r in wanted)} are not shown.")
+        return []
+    found: Found = {}
+    for row in shown:
+        for seed in table.seeds:
+            log(f"{row.name}, seed {seed}: evaluating")
+            found.setdefault(row.name, {})[seed] = scoring.of(runs.model(row, seed), row.protocols)
+    given = command_line(path, root, seeds, only, evaluation or {}, override or {})
+    return _write(table, shown, found, runs, data, protocol, where, given, log)
+
+
+def _wanted(table: Table, only: Sequence[str]) -> list[Row]:
+    """The rows to train: those asked for and, before them, what they need."""
+    names = {table.row(name).name for name in only} or {r.name for r in table.rows if r.shown}
+    for row in reversed(table.rows):  # rows need only what stands above them
+        if row.name in names:
+            names |= set(row.needs.values())
+    return [r for r in table.rows if r.name in names]
+
+
+def _write(
+    table: Table,
+    shown: list[Row],
+    found: Found,
+    runs: TableRuns,
+    data: Splits,
+    e: EvaluationConfig,
+    device: torch.device,
+    command: str,
+    log: Log,
+) -> list[Path]:
+    stem = table.path.stem + ("" if e.split == "test" else f"-{e.split}")
+    records = {(row.name, s): runs.record(row, s) or {} for row in shown for s in table.seeds}
+    rows = [
+        summary(row, p, found, table, [records[row.name, s] for s in table.seeds], several=len(table.protocols) > 1)
+        for p in table.protocols
+        for row in shown
+        if p in row.protocols
+    ]
+    notes = remarks(table, shown, runs, data, e, device, records, command)
+    title = f"{table.title}: {e.episodes} {e.split} episodes of {e.queries} queries a class"
+    written = report.write_report(rows, runs.out, stem, title, notes, COLUMNS)
+    written += report.write_report(
+        lines_by_seed(shown, found, records), runs.out, f"{stem}-seeds", f"{title}, by seed"
+    )
+    points = {
+        str(p): [
+            plots.TablePoint(
+                row.label,
+                over_episodes(stack(found, row, p, "accuracy")),
+                [float(found[row.name][s][p].accuracy.mean()) for s in table.seeds],
+                row.paper[p.shot] / 100 if p.shot in row.paper else None,
+            )
+            for row in shown
+            if p in row.protocols
+        ]
+        for p in table.protocols
+    }
+    figure = plots.table_chart({name: rows for name, rows in points.items() if rows})
+    written.append(plots.save(figure, runs.out / f"{stem}.png"))
+    log("\n".join(["", title, "", report.to_text(report.narrowed(rows, COLUMNS)), "", *notes, ""]))
+    log(f"Written: {', '.join(map(str, written))}")
+    return written
