@@ -42,7 +42,7 @@ def table_chart(panels: Mapping[str, Sequence[TablePoint]]) -> Figure:
         raise UserError("the chart needs at least one row in each panel, but there is none")
     most = max(len(rows) for rows in panels.values())
     wide = max(len(shown(p.label)) for rows in panels.values() for p in rows)
-    fig = figure((2.9 + 0.065 * wide) * len(panels) + 0.4, 1.25 + 0.34 * most)
+    fig = figure(max(4.6, (2.9 + 0.065 * wide) * len(panels) + 0.4), 1.25 + 0.36 * most)  # the legend needs 4.6
     axes = fig.subplots(1, len(panels), squeeze=False)[0]
     several = any(len(p.seeds) > 1 for rows in panels.values() for p in rows)
     for ax, (name, rows) in zip(axes, panels.items()):
@@ -55,7 +55,7 @@ def table_chart(panels: Mapping[str, Sequence[TablePoint]]) -> Figure:
                 )
             if p.paper is not None:
                 paper = ax.scatter(
-                    100 * p.paper, y, marker="D", s=30, facecolors="none", edgecolors=COLOURS[1], zorder=4
+                    100 * p.paper, y - 0.24, marker="D", s=22, facecolors="none", edgecolors=COLOURS[1], zorder=4
                 )
         ax.set_yticks(range(len(rows)), [shown(p.label) for p in rows])
         ax.set_ylim(len(rows) - 0.4, -0.6)
