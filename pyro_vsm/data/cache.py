@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
+import struct
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from pyro_vsm.data.images import ClassImages, Splits
+from pyro_vsm.data.decode import cores
+from pyro_vsm.data.images import ClassImages, Identity, Splits, identity_of
 from pyro_vsm.errors import UserError
 
 log = logging.getLogger("pyro_vsm.data")
@@ -56,9 +60,8 @@ def cached_splits(
     Returns:
         The splits; from the cache they are memory-mapped.
     """
-    text = json.dumps(key, sort_keys=True)
-    path = cache_folder() / f"{prefix}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.safetensors"
-    found = _read(path, text) if use else None
+    path, text = cache_path(prefix, key)
+    found = read_splits(path, text) if use else None
     splits, notes = found or build()
     if use and found is None:
         _write(path, text, splits, notes)
@@ -67,7 +70,13 @@ def cached_splits(
     return splits
 
 
-def _read(path: Path, key: str) -> tuple[Splits, list[str]] | None:
+def cache_path(prefix: str, key: dict[str, Any]) -> tuple[Path, str]:
+    """The file for what depends on `key`, and the text by which it is known inside the file."""
+    text = json.dumps(key, sort_keys=True)
+    return cache_folder() / f"{prefix}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.safetensors", text
+
+
+def read_splits(path: Path, key: str) -> tuple[Splits, list[str]] | None:
     """The splits and notes stored at `path`, or None if they are missing, broken or not those of `key`."""
     try:
         with safe_open(path, framework="pt") as stored:
@@ -78,12 +87,46 @@ def _read(path: Path, key: str) -> tuple[Splits, list[str]] | None:
             for part in _PARTS:
                 images, counts = stored.get_tensor(f"{part}.images"), stored.get_tensor(f"{part}.counts")
                 parts[part] = ClassImages(images, counts, tuple(json.loads(meta[f"{part}.names"])))
-                if parts[part].identity().sha256 != meta[f"{part}.sha256"]:
+                identity = stored_identity(path, part, parts[part])
+                if identity.sha256 != meta[f"{part}.sha256"]:
                     return None
+                parts[part].__dict__["_identity"] = identity
             splits = Splits(meta["name"], parts["train"], parts["validation"], parts["test"])
             return splits, [str(note) for note in json.loads(meta["notes"])]
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, UserError):
         return None
+
+
+def stored_identity(path: Path, part: str, data: ClassImages) -> Identity:
+    """The identity of the images of `part` as they lie in the file.
+
+    The file is read rather than mapped: pages of a mapping would count as memory of this process, 16 GB of them for
+    tieredImageNet.
+    """
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        begin, end = json.loads(file.read(length))[f"{part}.images"]["data_offsets"]
+    counts = data.counts.tolist()
+    size = math.prod(data.image_shape)
+    if end - begin != size * sum(counts):
+        raise ValueError("a file of another size")
+    starts = [8 + length + begin + size * start for start in data.offsets.tolist()]
+
+    def digest(c: int) -> bytes:
+        total = hashlib.sha256()
+        left = size * counts[c]
+        with path.open("rb", buffering=0) as file:
+            file.seek(starts[c])
+            while left:
+                chunk = file.read(min(left, 1 << 22))
+                if not chunk:
+                    raise ValueError("a file cut short")
+                total.update(chunk)
+                left -= len(chunk)
+        return total.digest()
+
+    with ThreadPoolExecutor(cores()) as pool:  # hashlib releases the interpreter lock
+        return identity_of(data.names, counts, data.image_shape, list(pool.map(digest, range(data.n_classes))))
 
 
 def _write(path: Path, key: str, splits: Splits, notes: list[str]) -> None:

@@ -153,11 +153,25 @@ class ClassImages:
 
         with ThreadPoolExecutor() as pool:  # hashlib releases the interpreter lock
             digests = list(pool.map(digest, range(self.n_classes)))
-        total = hashlib.sha256(repr(self.image_shape).encode())
-        for name, count, pixels in zip(self.names, counts, digests):
-            encoded = name.encode("utf-8", "surrogateescape")
-            total.update(f"{len(encoded)}:".encode() + encoded + f":{count}:".encode() + pixels)
-        return Identity(self.n_classes, len(images), self.image_shape, total.hexdigest())
+        return identity_of(self.names, counts, self.image_shape, digests)
+
+
+def identity_of(
+    names: Sequence[str], counts: Sequence[int], image_shape: tuple[int, int, int], digests: Sequence[bytes]
+) -> Identity:
+    """The identity of images of which only hashes are at hand.
+
+    Args:
+        names: of the classes.
+        counts: images of each class.
+        image_shape: channels, height and width.
+        digests: SHA-256 of each class's pixels.
+    """
+    total = hashlib.sha256(repr(image_shape).encode())
+    for name, count, pixels in zip(names, counts, digests):
+        encoded = name.encode("utf-8", "surrogateescape")
+        total.update(f"{len(encoded)}:".encode() + encoded + f":{count}:".encode() + pixels)
+    return Identity(len(names), sum(counts), image_shape, total.hexdigest())
 
 
 @dataclass(frozen=True, eq=False)

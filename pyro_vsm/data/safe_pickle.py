@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,13 +33,29 @@ def read_pickle(path: Path) -> Any:
     Raises:
         UserError: if the file is missing, empty, truncated, no pickle, or asks for anything else.
     """
+    with reading(path), path.open("rb") as file:
+        return _load(file, path)
+
+
+def read_pickle_bytes(content: bytes, place: Path) -> Any:
+    """As `read_pickle`, from bytes; `place` names where they come from, for messages."""
+    with reading(place):
+        return _load(io.BytesIO(content), place)
+
+
+def _load(file: BinaryIO, place: Path) -> Any:
+    problem = foreign_content(file.read(256))
+    if problem:
+        raise UserError(f"{place} {problem}")
+    file.seek(0)
+    return _Unpickler(file, place).load()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever goes wrong inside becomes a UserError that names `path`."""
     try:
-        with path.open("rb") as file:
-            problem = foreign_content(file.read(256))
-            if problem:
-                raise UserError(f"{path} {problem}")
-            file.seek(0)
-            return _Unpickler(file, path).load()
+        yield
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -182,18 +199,27 @@ _STAND_INS = {
 }
 
 
+def stand_in(place: Path, module: str, name: str) -> Any:
+    """What takes the place of the global that a pickle at `place` names.
+
+    Raises:
+        UserError: if it is none of the few that arrays need.
+    """
+    found = _STAND_INS.get((module, name))
+    if found is None:
+        raise UserError(
+            f"{place} asks to run {module}.{name}, which a pickle of images never needs; it was "
+            "refused and nothing was run: get the file from a source you trust"
+        )
+    return found
+
+
 class _Unpickler(pickle.Unpickler):
     """An unpickler that knows the stand-ins and nothing else."""
 
-    def __init__(self, file: io.BufferedReader, path: Path) -> None:
+    def __init__(self, file: BinaryIO, path: Path) -> None:
         super().__init__(file, encoding="latin1")
         self._path = path
 
     def find_class(self, module: str, name: str) -> Any:
-        stand_in = _STAND_INS.get((module, name))
-        if stand_in is None:
-            raise UserError(
-                f"{self._path} asks to run {module}.{name}, which a pickle of images never needs; it was "
-                "refused and nothing was run: get the file from a source you trust"
-            )
-        return stand_in
+        return stand_in(self._path, module, name)
