@@ -7,6 +7,7 @@
 """
 
 import os
+from typing import TYPE_CHECKING, Any
 
 # Threads that spin while they wait make small networks several times slower on a CPU that is shared with other
 # programs (measured: 0.74 s against 0.20 s a step); OpenMP reads this once, when torch is loaded.
@@ -27,10 +28,14 @@ from pyro_vsm.priors import PriorM, PriorZ
 from pyro_vsm.task import Task
 from pyro_vsm.vsm import VSM, Inference
 
+if TYPE_CHECKING:
+    from pyro_vsm.estimator import FewShotClassifier
+
 __all__ = [
     "VSM",
     "Config",
     "Encoder",
+    "FewShotClassifier",
     "FewShotModel",
     "Inference",
     "MemoryUpdate",
@@ -47,3 +52,12 @@ __all__ = [
     "load_pretrained",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The estimator is imported when it is first asked for, as scikit-learn is optional."""
+    if name == "FewShotClassifier":
+        from pyro_vsm.estimator import FewShotClassifier
+
+        return FewShotClassifier
+    raise AttributeError(f"module 'pyro_vsm' has no attribute {name!r}")
