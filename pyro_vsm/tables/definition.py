@@ -1,7 +1,8 @@
 """TABLE.yaml: which systems, under which settings and training seeds, make up a table of results.
 
     title: 5-way 1-shot on miniImageNet
-    base: ../conv4_1shot.yaml              # settings of every row: a file beside this one, or written out
+    base: ../conv4_1shot.yaml              # settings of every row: a file, from this one's folder, or written out
+    set: {training.lr: 5e-4}               # laid over base
     seeds: [0, 1, 2]
     reference: pn                          # paired differences are to this row
     protocols: [{way: 5, shot: 1}]         # by default the way and shot of the base
@@ -32,7 +33,7 @@ from pyro_vsm.reading import bool_of, count_of, list_of, mapping, only, text_of,
 from pyro_vsm.settings import leaves, load_yaml, put, read_settings
 from pyro_vsm.systems import SYSTEMS
 
-_TABLE = {"title", "base", "seeds", "reference", "protocols", "unknown", "temperature_episodes", "notes", "rows"}
+_TABLE = {"title", "base", "set", "seeds", "reference", "protocols", "unknown", "temperature_episodes", "notes", "rows"}
 _ROW = {"name", "system", "label", "paper", "set", "note", "base", "protocols", "shown"}
 _RUN = "run:"
 _SHORT = "; see the head of pyro_vsm/tables/definition.py for an example"
@@ -144,6 +145,8 @@ def read_table(
     if "base" not in text:
         raise UserError(f"{path}: base is missing; give the settings of all rows, or the file that holds them")
     base = _base(text["base"], path)
+    for name, value in mapping(text.get("set", {}), f"{path}: set").items():
+        put(base, name, value, str(path))
     for name, value in (override or {}).items():
         put(base, name, value, "override")
     shared = read_settings(base, f"{path}: base")
