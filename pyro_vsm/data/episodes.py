@@ -85,6 +85,22 @@ def _eligible(data: ClassImages, way: int, shot: int, queries: int) -> list[int]
     return fit
 
 
+def _pools(data: ClassImages, fit: list[int], way: int) -> list[list[int]]:
+    """The classes that an episode may draw from: all of `fit`, or those of one of the groups that are large enough."""
+    if data.groups is None:
+        return [fit]
+    pools: dict[int, list[int]] = {}
+    for c in fit:
+        pools.setdefault(data.groups[c], []).append(c)
+    large = [pool for pool in pools.values() if len(pool) >= way]
+    if not large:
+        raise UserError(
+            f"{way}-way episodes need a group of {way} classes with enough images, but the largest of {len(pools)} "
+            f"groups has {max(map(len, pools.values()))}: lower way, or set grouped to false"
+        )
+    return large
+
+
 class _Stream:
     """Uniform integers from PCG64's raw stream, which NumPy keeps the same across versions and machines."""
 
@@ -119,9 +135,10 @@ class _Stream:
 def fixed_episodes(data: ClassImages, *, way: int, shot: int, queries: int, episodes: int, seed: int) -> EpisodeIndex:
     """Draws the episodes of an evaluation: the same list for every model, on every machine.
 
-    It depends on the class counts and the arguments only, not on pixels, devices, threads or versions. The
+    It depends on the class counts, the groups and the arguments only, not on pixels, devices, threads or versions. The
     first n of a longer list are the list of n.
-    Classes with fewer than `shot + queries` images are left out as long as `way` classes remain.
+    Classes with fewer than `shot + queries` images are left out as long as `way` classes remain. Where the classes
+    have groups, each episode draws its classes from one group of `way` or more, all groups alike.
 
     Args:
         data: the split to draw from.
@@ -139,7 +156,11 @@ def fixed_episodes(data: ClassImages, *, way: int, shot: int, queries: int, epis
     """
     if episodes < 1 or seed < 0:
         raise UserError(f"got {episodes} episodes and seed {seed}: give at least one episode and a seed from 0 on")
-    fit = np.array(_eligible(data, way, shot, queries), dtype=np.int64)
+    pools = _pools(data, _eligible(data, way, shot, queries), way)
+    sizes = np.array([len(pool) for pool in pools], dtype=np.int64)
+    table = np.zeros((len(pools), sizes.max()), dtype=np.int64)
+    for row, pool in zip(table, pools):
+        row[: len(pool)] = pool
     counts = data.counts.cpu().numpy()
     offsets = data.offsets.cpu().numpy()
     stream = _Stream(seed)
@@ -147,7 +168,10 @@ def fixed_episodes(data: ClassImages, *, way: int, shot: int, queries: int, epis
     images = np.empty((episodes, way, shot + queries), dtype=np.int64)
     for start in range(0, episodes, _CHUNK):
         # a whole chunk even where less is kept: fewer episodes are then the first of more
-        c = fit[stream.distinct(np.full(_CHUNK, len(fit)), way)]
+        group = np.zeros(_CHUNK, dtype=np.int64)
+        if len(pools) > 1:
+            group = stream.below(np.full(_CHUNK, len(pools)))
+        c = table[group[:, None], stream.distinct(sizes[group], way)]
         within = stream.distinct(counts[c].reshape(-1), shot + queries).reshape(_CHUNK, way, -1)
         kept = min(_CHUNK, episodes - start)
         classes[start : start + kept] = c[:kept]
@@ -160,7 +184,7 @@ class EpisodeSampler:
     """Draws training episodes on the device of the images, without synchronising it.
 
     Every operation has a fixed shape, so a call can be captured in a CUDA graph. Classes with fewer than
-    `shot + queries` images are left out as long as `way` classes remain.
+    `shot + queries` images are left out as long as `way` classes remain. Groups as in `fixed_episodes`.
 
     Args:
         data: the split to draw from, already on its device.
@@ -185,7 +209,8 @@ class EpisodeSampler:
         self.way, self.shot, self.queries = way, shot, queries
         self.generator = generator
         self.device = data.images.device
-        fit = torch.tensor(_eligible(data, way, shot, queries), device=self.device)
+        pools = _pools(data, _eligible(data, way, shot, queries), way)
+        fit = torch.tensor([c for pool in pools for c in pool], device=self.device)
         counts = data.counts[fit]
         self._classes = fit
         self._offsets = data.offsets[fit]
@@ -193,10 +218,19 @@ class EpisodeSampler:
         # positions beyond a class's last image, [fitting classes, most]; None when all classes are equal
         beyond = torch.arange(self._most, device=self.device) >= counts[:, None]
         self._beyond = beyond if bool(beyond.any()) else None
+        sizes = torch.tensor([len(pool) for pool in pools], device=self.device)
+        # classes outside each group, [groups, fitting classes]; None without groups
+        pool_of = torch.arange(len(pools), device=self.device).repeat_interleave(sizes, output_size=len(fit))
+        self._outside = torch.arange(len(pools), device=self.device)[:, None] != pool_of if len(pools) > 1 else None
 
     def sample(self, tasks: int) -> EpisodeIndex:
         """Draws `tasks` episodes: `[tasks, N]`, `[tasks, N, K]` and `[tasks, N, Q]` on the device."""
-        drawn = self._rand(tasks, len(self._classes)).topk(self.way).indices
+        class_keys = self._rand(tasks, len(self._classes))
+        if self._outside is not None:
+            groups = len(self._outside)
+            group = (self._rand(tasks) * groups).long().clamp_max(groups - 1)
+            class_keys = class_keys.masked_fill(self._outside[group], -1.0)
+        drawn = class_keys.topk(self.way).indices
         keys = self._rand(tasks, self.way, self._most)
         if self._beyond is not None:
             keys = keys.masked_fill(self._beyond[drawn], -1.0)

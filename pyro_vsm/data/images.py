@@ -50,6 +50,8 @@ class ClassImages:
         images: uint8 `[I, C, H, W]`; the images of class 0 first, then those of class 1, and so on.
         counts: int64 `[classes]`, images of each class, at least one.
         names: one distinct name a class.
+        groups: number of the group of each class, if all classes of an episode are to come from one group. Not part
+            of the identity.
 
     Raises:
         UserError: if types, shapes, counts or names do not fit together.
@@ -58,6 +60,7 @@ class ClassImages:
     images: Tensor
     counts: Tensor
     names: tuple[str, ...]
+    groups: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         images, counts = self.images, self.counts
@@ -87,6 +90,8 @@ class ClassImages:
         if len(set(self.names)) != len(self.names):
             twice = next(name for i, name in enumerate(self.names) if name in self.names[:i])
             raise UserError(f"class name {twice!r} is given twice: give every class a name of its own")
+        if self.groups is not None and len(self.groups) != len(self.names):
+            raise UserError(f"{len(self.groups)} groups were given for {len(self.names)} classes: give one for each")
 
     @property
     def n_classes(self) -> int:
@@ -115,7 +120,7 @@ class ClassImages:
         images, counts = self.images.to(device), self.counts.to(device)
         if images is self.images and counts is self.counts:
             return self
-        moved = ClassImages(images, counts, self.names)
+        moved = ClassImages(images, counts, self.names, self.groups)
         if "_identity" in self.__dict__:  # a copy holds the same pixels
             moved.__dict__["_identity"] = self._identity
         return moved
@@ -137,7 +142,23 @@ class ClassImages:
             images,
             self.counts[torch.tensor(classes, device=self.counts.device)],
             tuple(self.names[c] for c in classes),
+            self.groups and tuple(self.groups[c] for c in classes),
         )
+
+    def by_group(self) -> ClassImages:
+        """The same images, with classes of one group where their names agree up to the last "/".
+
+        Raises:
+            UserError: if every class is a group of its own.
+        """
+        heads = [name.rpartition("/")[0] for name in self.names]
+        numbers = {head: i for i, head in enumerate(dict.fromkeys(heads))}
+        if not any(numbers):
+            raise UserError("class names hold no '/', so there are no groups of classes: set grouped to false")
+        grouped = ClassImages(self.images, self.counts, self.names, tuple(numbers[head] for head in heads))
+        if "_identity" in self.__dict__:
+            grouped.__dict__["_identity"] = self._identity
+        return grouped
 
     def identity(self) -> Identity:
         """Content hash and sizes; computed once."""
@@ -213,6 +234,26 @@ class Splits:
     def identity(self) -> dict[str, Identity]:
         """Identity of each split."""
         return {split: data.identity() for split, data in self.parts.items()}
+
+    def by_group(self) -> Splits:
+        """The same data set, whose episodes draw all their classes from one group; see `ClassImages.by_group`."""
+        return Splits(self.name, self.train.by_group(), self.validation.by_group(), self.test.by_group())
+
+    def together(self) -> ClassImages:
+        """The classes of all three splits, for a model that was trained on another data set."""
+        parts = list(self.parts.values())
+        groups = None
+        if all(part.groups is not None for part in parts):
+            groups, first = (), 0
+            for part in parts:
+                groups += tuple(first + g for g in part.groups or ())
+                first = 1 + max(groups)
+        return ClassImages(
+            torch.cat([part.images for part in parts]),
+            torch.cat([part.counts for part in parts]),
+            tuple(name for part in parts for name in part.names),
+            groups,
+        )
 
     def describe(self) -> str:
         """Name and one line a split, for a log."""

@@ -17,10 +17,17 @@ class DataConfig:
 
     Attributes:
         name: the data set, a key of `SOURCES`.
-        root: folder of the data set; not needed for "glyphs".
-        image_size: height and width in pixels; None takes the source's own (glyphs 28, others 84).
+        root: folder of the data set; not needed for those that are rendered.
+        image_size: height and width in pixels; None takes the source's own (28 for glyphs and omniglot, 32 for
+            colour-glyphs and cifar-fs, 84 for the others).
         bad_files: about images that cannot be read: "stop" with an error, or "skip" and report them.
         split: fractions of the classes for training, validation and test, for "folder" without such folders.
+        variant: which of the splits of a data set that has several; None takes its first. omniglot: alphabets,
+            vinyals, small.
+        rotations: of omniglot: each character turned by 0, 90, 180 and 270 degrees makes four classes, in no split, in
+            training, or in all; None does what the variant is published with.
+        grouped: draw all classes of an episode from one group; a group is what class names have in common up to
+            the last "/" (an alphabet of omniglot, a folder of folders).
         seed: of the glyphs' rendering and of a split drawn from fractions.
         cache: keep decoded images in the cache folder for the next start.
         threads: for decoding; 0 takes as many as help. The result does not depend on it.
@@ -31,6 +38,9 @@ class DataConfig:
     image_size: int | None = None
     bad_files: Literal["stop", "skip"] = "stop"
     split: tuple[float, float, float] | None = None
+    variant: str | None = None
+    rotations: Literal["none", "train", "all"] | None = None
+    grouped: bool = False
     seed: int = 0
     cache: bool = True
     threads: int = 0
@@ -51,6 +61,9 @@ class DataConfig:
 SOURCES: dict[str, Callable[[DataConfig], Splits]] = {}
 """The data sets that can be loaded. A further one is a function in a file of its own, put in here."""
 
+OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {}
+"""What `variant` and `rotations` may be for the data sets that have such a choice."""
+
 
 def load(config: DataConfig, log: Callable[[str], None] = print) -> Splits:
     """Loads the data set that `config` names and logs what it holds.
@@ -62,6 +75,13 @@ def load(config: DataConfig, log: Callable[[str], None] = print) -> Splits:
         close = difflib.get_close_matches(config.name, SOURCES, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise UserError(f"there is no data set {config.name!r}{hint} Known are: {', '.join(sorted(SOURCES))}")
+    for option in ("variant", "rotations"):
+        value, allowed = getattr(config, option), OPTIONS.get(config.name, {}).get(option, ())
+        if value is not None and value not in allowed:
+            known = f"give one of {', '.join(allowed)}" if allowed else "leave it out"
+            raise UserError(f"data set {config.name!r} has no {option} {value!r}: {known}")
     splits = SOURCES[config.name](config)
+    if config.grouped:
+        splits = splits.by_group()
     log(splits.describe())
     return splits

@@ -150,7 +150,9 @@ def _write(
             for part, layout in layouts.items():
                 file.seek(starts[f"{part}.counts"])
                 file.write(np.array(layout.counts, dtype="<i8").tobytes())
-            file.truncate(max(starts[f"{p}.images"] + math.prod(image_shape) * sum(layouts[p].counts) for p in layouts))
+            file.truncate(
+                max(starts[f"{p}.images"] + math.prod(image_shape) * sum(layouts[p].counts) for p in layouts)
+            )
             notes = fill(_File(file, {p: starts[f"{p}.images"] for p in layouts}, image_shape))
             file.flush()
             os.fsync(file.fileno())

@@ -9,6 +9,7 @@ from scipy import stats
 
 from pyro_vsm.data.augment import AugmentConfig, augment
 from pyro_vsm.data.episodes import EpisodeIndex, EpisodeSampler, fixed_episodes, gather
+from pyro_vsm.data.images import ClassImages
 from pyro_vsm.errors import UserError
 
 UNEQUAL = [9, 4, 30, 12, 7, 20]
@@ -178,3 +179,50 @@ def test_sampling_gathering_and_augmenting_are_captured_in_a_cuda_graph(make_set
         seen.append(index.support.clone())
     assert not torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[1], seen[2])
+
+
+# --- groups ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def grouped(make_set):
+    """Groups a (4 classes), b (3) and c (2), one class of b with too few images."""
+    counts = [6, 6, 6, 6, 6, 6, 2, 6, 6]
+    data = make_set(counts, size=4)
+    names = tuple(f"{'aaaabbbcc'[i]}/{i}" for i in range(9))
+    return ClassImages(data.images, data.counts, names).by_group()
+
+
+def test_all_classes_of_a_fixed_episode_are_of_one_group(grouped):
+    index = fixed_episodes(grouped, way=2, shot=1, queries=2, episodes=600, seed=0)
+    groups = torch.tensor(grouped.groups)[index.classes]
+    assert (groups == groups[:, :1]).all()
+    assert torch.bincount(groups[:, 0]).min() > 150  # all groups alike
+    drawn = torch.bincount(index.classes.flatten(), minlength=9).tolist()
+    assert drawn[6] == 0
+    assert all(n > 40 for c, n in enumerate(drawn) if c != 6)
+
+
+def test_all_classes_of_a_sampled_episode_are_of_one_group(grouped):
+    index = EpisodeSampler(grouped, way=2, shot=1, queries=2).sample(600)
+    groups = torch.tensor(grouped.groups)[index.classes]
+    assert (groups == groups[:, :1]).all()
+    assert torch.bincount(groups[:, 0]).min() > 150
+    assert (index.classes[:, 0] != index.classes[:, 1]).all()
+    assert 6 not in index.classes
+
+
+def test_small_groups_are_left_out_and_none_left_is_an_error(grouped):
+    index = fixed_episodes(grouped, way=4, shot=1, queries=2, episodes=20, seed=0)
+    assert index.classes.max() < 4
+    with pytest.raises(UserError, match="the largest of 3 groups has 4"):
+        fixed_episodes(grouped, way=5, shot=1, queries=2, episodes=1, seed=0)
+    with pytest.raises(UserError, match="the largest of 3 groups has 4"):
+        EpisodeSampler(grouped, way=5, shot=1, queries=2)
+
+
+def test_groups_follow_the_classes(grouped, make_set):
+    assert grouped.subset([0, 4, 8]).groups == (0, 1, 2)
+    assert grouped.to("cpu").groups == grouped.groups
+    with pytest.raises(UserError, match="no '/'"):
+        make_set([2, 2]).by_group()
