@@ -92,6 +92,8 @@ class ModelConfig:
         alpha: share of the old entry that consolidation keeps, in [0, 1).
         address_dim: dimension of the learned similarity between entries and support features.
         top_k: recall only the k most similar entries; 0 for all.
+        retrieve: let each class of a task find so many entries by exact search, and the task see no others: for
+            memories of many thousand entries; 0 for all.
         within_rank: leading eigenvectors of the within-class covariance that the memory keeps for conjugate and
             gaussian; 0 for its diagonal alone.
         objective: elbo or importance_weighted.
@@ -114,6 +116,7 @@ class ModelConfig:
     address_dim: int = 64
     top_k: int = 0
     within_rank: int = 0
+    retrieve: int = 0
     objective: Literal["elbo", "importance_weighted"] = "elbo"
     particles: int = 4
     beta_z: float = 1e-4

@@ -5,8 +5,6 @@ Shapes: T tasks, N classes (ways) a task, R images of a class (support and query
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,62 +12,12 @@ from torch.nn import functional as F
 from pyro_vsm.errors import UserError
 from pyro_vsm.memory_updates import MEMORY_UPDATES, MemoryUpdate
 from pyro_vsm.precision import full_precision
+from pyro_vsm.recall import Recall, Write
 from pyro_vsm.registry import Spec
+from pyro_vsm.retrieval import Nearest
 from pyro_vsm.within_covariance import WithinCovariance, pooled_covariance
 
-
-@dataclass(frozen=True)
-class Recall:
-    """What a task may know of the memory.
-
-    One row more than the memory has entries: the last row is the default (zeros), allowed only where no entry is,
-    so that an empty memory needs no special case.
-
-    Attributes:
-        entries: ``[C+1, D]``, the entries that addressing looks at.
-        values: ``[C+1, D]``, the entries that are read out (the same, unless shuffled as a control).
-        variances: ``[C+1, D]``, within-class variances of the entries.
-        counts: ``[C+1]``, images behind each entry.
-        allowed: bool ``[T, C+1]``, entries that task t may use; one row where it is the same for all tasks, so that
-            moments and covariances of the entries are computed once.
-        log_address: ``[T, N, C+1]``, log gamma, the addressing weights of each class's support features.
-        within_factor: ``[D, r]``, G of the within-class covariance of all classes, or None where it is not kept.
-    """
-
-    entries: Tensor
-    values: Tensor
-    variances: Tensor
-    counts: Tensor
-    allowed: Tensor
-    log_address: Tensor
-    within_factor: Tensor | None = None
-
-    @property
-    def empty(self) -> Tensor:
-        """Bool ``[T]`` (or one for all): the task may use no entry."""
-        return self.allowed[:, -1]
-
-    def mean_variance(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Moments over the allowed entries: weights ``[T, C+1]`` that sum to one, mean ``[T, D]``, pooled
-        within-class variance ``[T, D]`` (1 for an empty memory).
-        """
-        weight = self.allowed.to(self.entries.dtype)
-        weight = weight / weight.sum(-1, keepdim=True)
-        with full_precision(weight):
-            mean, within = weight @ self.entries, weight @ self.variances
-        return weight, mean, torch.where(self.empty.unsqueeze(-1), 1.0, within)
-
-
-@dataclass(frozen=True)
-class Write:
-    """New contents of some rows, differentiable in the features and in the update's parameters."""
-
-    rows: Tensor  # [S] row of each (task, class) slot; the scratch row for slots that write nothing
-    entries: Tensor  # [S, D]
-    variances: Tensor  # [S, D]
-    counts: Tensor  # [S]
-    classes: Tensor  # [S]
-    covariance: Tensor | None = None  # [D, D], pooled within-class covariance of the batch, detached
+__all__ = ["Recall", "SemanticMemory", "Write"]
 
 
 class SemanticMemory(nn.Module):
@@ -92,6 +40,9 @@ class SemanticMemory(nn.Module):
         alpha: share of the old entry that is kept, in [0, 1).
         address_dim: dimension d of the learned similarity.
         top_k: address only the k most similar entries; 0 for all.
+        retrieve: restrict each task to the entries that are among the so many most similar of one of its classes,
+            found by exact search: then prior, posterior and moments see these alone, and the cost of all but the
+            search no longer depends on C; 0 for all. For memories of many thousand entries.
         shuffled: a control: addressing looks at ``M_a`` but reads out ``M_{pi(a)}``, pi a shift by half of the
             filled entries; a task reads nothing that is its own class's.
         within_rank: columns of the factor of the pooled within-class covariance; 0 keeps none. The covariance is
@@ -116,13 +67,18 @@ class SemanticMemory(nn.Module):
         top_k: int = 0,
         shuffled: bool = False,
         within_rank: int = 0,
+        retrieve: int = 0,
     ):
         super().__init__()
-        if capacity < 1 or not 0 <= alpha < 1 or min(top_k, within_rank) < 0 or address_dim < 1:
+        if capacity < 1 or not 0 <= alpha < 1 or min(top_k, within_rank, retrieve) < 0 or address_dim < 1:
             raise UserError(
                 f"memory: capacity={capacity}, alpha={alpha}, top_k={top_k}, address_dim={address_dim}, "
-                f"within_rank={within_rank}; give capacity and address_dim >= 1, 0 <= alpha < 1, top_k and rank >= 0"
+                f"within_rank={within_rank}, retrieve={retrieve}; give capacity and address_dim >= 1, "
+                "0 <= alpha < 1, top_k, rank and retrieve >= 0"
             )
+        if retrieve and shuffled:
+            raise UserError("memory: retrieve cannot be combined with the control shuffled; set one of them to 0")
+        self.retrieve = min(retrieve, capacity)
         self.dim, self.capacity, self.alpha, self.top_k, self.shuffled = dim, capacity, alpha, top_k, shuffled
         self.update = MEMORY_UPDATES.build(update, dim)
         self.within = WithinCovariance(dim, within_rank) if within_rank else None
@@ -155,6 +111,8 @@ class SemanticMemory(nn.Module):
                 update learns from the recall of *other* tasks.
             closed: recall as if the memory were empty (the control ``off``).
         """
+        if self.retrieve and not closed:
+            return self._retrieved(support, own, write)
         C = self.capacity
         entries, variances, counts, classes = self.entries, self.variances, self.counts, self.classes
         if write is not None:
@@ -177,6 +135,42 @@ class SemanticMemory(nn.Module):
         allowed = torch.cat([allowed, ~allowed.any(-1, keepdim=True)], -1)
         factor = None if self.within is None else self.within.factor
         return Recall(entries, values, variances, counts, allowed, self.address(support, entries, allowed), factor)
+
+    def _retrieved(self, support: Tensor, own: Tensor | None, write: Write | None) -> Recall:
+        """Recall of what a search finds: T N k entries, of which each task may use those that its classes found."""
+        C, T = self.capacity, len(support)
+        usable, classes = self.filled, self.classes[:C]
+        with torch.no_grad(), full_precision(support):
+            # k(M_a) . q(s) = M_a . K^T q(s): the entries are read once and need not be projected
+            query = self.query(support.detach()) @ self.key.weight
+            found = Nearest.none(query, self.retrieve)
+            if write is not None:  # in place of what stands in the rows
+                usable = (
+                    usable & ~torch.zeros_like(self.classes, dtype=torch.bool).index_fill(0, write.rows, True)[:C]
+                )
+                new = write.entries.detach().to(query.dtype)
+                found = found.look(query, new, write.rows < C, write.classes, own, first=C)
+            index, mine = found.look(query, self.entries[:C], usable, classes, own).of_tasks()
+        index = index.flatten()
+
+        def fetch(stored: Tensor, written: Tensor | None, default: Tensor) -> Tensor:
+            values = stored[index.clamp(max=C - 1)]
+            if written is not None:
+                late = (index >= C).view(-1, *[1] * (stored.dim() - 1))
+                values = torch.where(late, written[(index - C).clamp_min(0)].to(values.dtype), values)
+            return torch.cat([values, default[C : C + 1]])
+
+        w = write
+        entries = fetch(self.entries, w and w.entries, self.entries)
+        variances = fetch(self.variances, w and w.variances, self.variances)
+        counts = fetch(self.counts, w and w.counts, self.counts)
+        rows = fetch(torch.arange(C, device=index.device), w and w.rows, index[:0].new_zeros(C + 1))[:-1]
+        own_block = torch.eye(T, dtype=torch.bool, device=index.device).unsqueeze(-1)
+        allowed = (own_block & mine).flatten(1)  # [T, T N k]
+        allowed = torch.cat([allowed, ~allowed.any(-1, keepdim=True)], -1)
+        factor = None if self.within is None else self.within.factor
+        address = self.address(support, entries, allowed)
+        return Recall(entries, entries, variances, counts, allowed, address, factor, rows)
 
     @staticmethod
     def _shuffle(filled: Tensor) -> Tensor:
@@ -234,8 +228,9 @@ class SemanticMemory(nn.Module):
         # rows to give away: free ones first, then the longest unwritten; never one of this batch
         age = self.written[:C] + 1
         age = torch.where(self.filled, age, torch.zeros_like(age))
-        age = torch.where(match.any(0), torch.iinfo(torch.int64).max, age)
-        order = age.sort(stable=True).indices[:S]
+        # of several equally old the lowest row; a batch needs no more than S of them
+        age = torch.where(match.any(0), torch.iinfo(torch.int64).max, age * C + torch.arange(C, device=age.device))
+        order = age.topk(min(S, C), largest=False).indices
         new = _first(same) & ~known
         # rank among the new classes by class id, so that the order in the batch does not matter
         rank = ((slots.unsqueeze(-1) > slots) & new).sum(-1)

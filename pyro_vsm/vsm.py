@@ -74,7 +74,7 @@ class VSM(FewShotModel):
         prior_m, prior_z, posterior_m, posterior_z, likelihood: the factors (:mod:`pyro_vsm.model`).
         memory_use: ``latent``, ``rote``, ``transformed``, ``off``, ``shuffled``.
         memory_update: ``attention``, ``mean``, ``none``.
-        alpha, address_dim, top_k, within_rank: see :class:`~pyro_vsm.memory.SemanticMemory`.
+        alpha, address_dim, top_k, within_rank, retrieve: see :class:`~pyro_vsm.memory.SemanticMemory`.
         objective: ``elbo`` or ``importance_weighted``.
         particles: posterior samples a training step.
         beta_z, beta_m: final weights of the KL terms; 1 is the evidence lower bound.
@@ -98,6 +98,7 @@ class VSM(FewShotModel):
         address_dim: int = 64,
         top_k: int = 0,
         within_rank: int = 0,
+        retrieve: int = 0,
         objective: str = "elbo",
         particles: int = 4,
         beta_z: float = 1e-4,
@@ -120,6 +121,7 @@ class VSM(FewShotModel):
             address_dim=address_dim,
             top_k=top_k,
             within_rank=within_rank,
+            retrieve=retrieve,
             shuffled=use.shuffled,
         )
         self.memory.requires_grad_(not use.closed)  # nothing of a closed memory is ever read
@@ -254,7 +256,7 @@ class VSM(FewShotModel):
             sample_probabilities=p,
             z=z.expand(samples, 1, N, D)[:, 0],
             m=m.expand(samples, 1, N, D)[:, 0],
-            addressing=task.recall.log_address[0, :, :-1].exp(),
+            addressing=task.recall.weights(self.memory.capacity)[0],
             support=support[0],
             query=query[0],
         )

@@ -1,4 +1,4 @@
-"""One of two processes of tests/test_parallel.py: trains on its share, then the first one trains alone and compares."""
+"""One of two processes of tests/test_parallel.py: trains on its share; then the first one trains alone."""
 
 import json
 import sys
