@@ -86,7 +86,7 @@ def _eligible(data: ClassImages, way: int, shot: int, queries: int) -> list[int]
 
 
 def _pools(data: ClassImages, fit: list[int], way: int) -> list[list[int]]:
-    """The classes that an episode may draw from: all of `fit`, or those of one of the groups that are large enough."""
+    """The classes that an episode may draw from: all of `fit`, or those of one group that is large enough."""
     if data.groups is None:
         return [fit]
     pools: dict[int, list[int]] = {}
@@ -135,8 +135,8 @@ class _Stream:
 def fixed_episodes(data: ClassImages, *, way: int, shot: int, queries: int, episodes: int, seed: int) -> EpisodeIndex:
     """Draws the episodes of an evaluation: the same list for every model, on every machine.
 
-    It depends on the class counts, the groups and the arguments only, not on pixels, devices, threads or versions. The
-    first n of a longer list are the list of n.
+    It depends on the class counts, the groups and the arguments only, not on pixels, devices, threads or
+    versions. The first n of a longer list are the list of n.
     Classes with fewer than `shot + queries` images are left out as long as `way` classes remain. Where the classes
     have groups, each episode draws its classes from one group of `way` or more, all groups alike.
 

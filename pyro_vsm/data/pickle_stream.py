@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 from pyro_vsm.data.decode import foreign_content
 from pyro_vsm.data.safe_pickle import StoredArray, reading, stand_in
@@ -69,7 +69,7 @@ class _Sink:
 class _Streaming(pickle._Unpickler):  # type: ignore[misc,name-defined,unused-ignore]
     """The standard library's unpickler in Python, with a memory of its own."""
 
-    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined,unused-ignore]
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined,unused-ignore]
 
     def __init__(self, file: BinaryIO, path: Path, take: Take) -> None:
         super().__init__(file, encoding="bytes")

@@ -24,8 +24,8 @@ class DataConfig:
         split: fractions of the classes for training, validation and test, for "folder" without such folders.
         variant: which of the splits of a data set that has several; None takes its first. omniglot: alphabets,
             vinyals, small.
-        rotations: of omniglot: each character turned by 0, 90, 180 and 270 degrees makes four classes, in no split, in
-            training, or in all; None does what the variant is published with.
+        rotations: of omniglot: each character turned by 0, 90, 180 and 270 degrees makes four classes, in no
+            split, in training, or in all; None does what the variant is published with.
         grouped: draw all classes of an episode from one group; a group is what class names have in common up to
             the last "/" (an alphabet of omniglot, a folder of folders).
         seed: of the glyphs' rendering and of a split drawn from fractions.

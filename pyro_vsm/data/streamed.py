@@ -172,7 +172,7 @@ def _write(
 def _header(
     meta: dict[str, str], image_shape: tuple[int, int, int], layouts: Mapping[str, Layout], room: int = 0
 ) -> tuple[bytes, dict[str, int]]:
-    """The head of a safetensors file, filled with spaces to `room` bytes, and where each tensor starts in the file."""
+    """The head of a safetensors file, filled with spaces to `room` bytes, and where each tensor starts."""
     entries: dict[str, Any] = {"__metadata__": meta}
     place, offsets = 0, {}
     sizes = {f"{p}.counts": ("I64", [len(each.counts)], 8 * len(each.counts)) for p, each in layouts.items()}
