@@ -33,7 +33,18 @@ from pyro_vsm.reading import bool_of, count_of, list_of, mapping, only, text_of,
 from pyro_vsm.settings import leaves, load_yaml, put, read_settings
 from pyro_vsm.systems import SYSTEMS
 
-_TABLE = {"title", "base", "set", "seeds", "reference", "protocols", "unknown", "temperature_episodes", "notes", "rows"}
+_TABLE = {
+    "title",
+    "base",
+    "set",
+    "seeds",
+    "reference",
+    "protocols",
+    "unknown",
+    "temperature_episodes",
+    "notes",
+    "rows",
+}
 _ROW = {"name", "system", "label", "paper", "set", "note", "base", "protocols", "shown"}
 _RUN = "run:"
 _SHORT = "; see the head of pyro_vsm/tables/definition.py for an example"
@@ -58,7 +69,7 @@ class Row:
         name: of its folder.
         system: a key of `systems.SYSTEMS`.
         label: for readers.
-        settings: nested, as in a configuration file, without the seed.
+        settings: all of them, nested; the seed is without effect.
         paper: the published accuracies in percent, by the number of shots.
         note: for readers.
         protocols: that it is evaluated on.
@@ -85,16 +96,12 @@ class Row:
         Args:
             seed: of the training.
             folder_of: the run folder of a row.
-
-        Raises:
-            UserError: unknown settings or values.
         """
         settings = copy.deepcopy(self.settings)
         for name, row in self.needs.items():
             put(settings, name, str(folder_of(row)), "")
-        settings["systems"] = [self.system]
-        put(settings, "training.seed", seed, "")
-        return read_settings(settings, f"row {self.name!r}")
+        settings["training"]["seed"] = seed
+        return Config.from_dict(settings)
 
 
 @dataclass(frozen=True)
@@ -210,6 +217,8 @@ def _row(
             settings["evaluation"] = copy.deepcopy(base.get("evaluation", {}))
     for key, value in override.items():
         put(settings, key, value, "override")
+    settings["systems"] = [system]
+    settings = read_settings(settings, where).to_dict()
     chosen = _protocols(values.get("protocols"), protocols, where)
     if not set(chosen) <= set(protocols):
         raise UserError(f"{where}: protocols must be some of the table's: {', '.join(map(str, protocols))}")
@@ -229,14 +238,12 @@ def _paper(value: Any, protocols: tuple[Protocol, ...], where: str) -> dict[int,
     if value is None:
         return {}
     shots = {p.shot for p in protocols}
-    if isinstance(value, (int, float)) and len(shots) == 1:
-        value = {min(shots): value}
-    wrong = not isinstance(value, dict) or not all(
-        k in shots and isinstance(v, (int, float)) and 0 < v < 100 for k, v in value.items()
-    )
-    if wrong:
+    by_shot = {min(shots): value} if isinstance(value, (int, float)) and len(shots) == 1 else value
+    if not isinstance(by_shot, dict) or not all(
+        k in shots and isinstance(v, (int, float)) and 0 < v < 100 for k, v in by_shot.items()
+    ):
         raise UserError(f"{where}: paper is {value!r}; give a percentage, or one by number of shots, {{1: 47.4}}")
-    return {k: float(v) for k, v in value.items()}
+    return {k: float(v) for k, v in by_shot.items()}
 
 
 def _protocols(value: Any, default: tuple[Protocol, ...], where: str) -> tuple[Protocol, ...]:
