@@ -81,15 +81,19 @@ class Encoder(nn.Module):
                 f"images have shape {list(images.shape)}; this model takes [batch, {', '.join(map(str, wanted))}]"
             )
         images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         # evaluation comes in other batch sizes, each of which would be compiled anew
-        network = self._compiled() if self.compiled and self.training else self.backbone
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.amp and x.is_cuda, cache_enabled=False):
-            h = network(x)
+        network = self._compiled() if self.compiled and self.training else self._network
+        low = self.amp and images.is_cuda
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
+            h = network(images)
         return h.float()
+
+    def _network(self, images: Tensor) -> Tensor:
+        x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return self.backbone(x)
 
     def _compiled(self):
         # kept out of the module's attributes: a compiled wrapper would register the weights twice
-        if "_network" not in self.__dict__:
-            self.__dict__["_network"] = torch.compile(self.backbone, dynamic=False)
-        return self.__dict__["_network"]
+        if "_fast" not in self.__dict__:
+            self.__dict__["_fast"] = torch.compile(self._network, dynamic=False)
+        return self.__dict__["_fast"]

@@ -105,7 +105,7 @@ def unweighted_terms(model_trace, guide_trace) -> dict[str, Tensor]:
     task, the evidence lower bound whatever the objective.
     """
     terms: dict[str, Tensor] = {}
-    elbo = torch.zeros(())
+    elbo: float | Tensor = 0.0  # no tensor of the CPU, which a captured step could not read
     for name, site in model_trace.nodes.items():
         if site["type"] != "sample":
             continue
@@ -117,7 +117,7 @@ def unweighted_terms(model_trace, guide_trace) -> dict[str, Tensor]:
             kl = guide_trace.nodes[name]["unscaled_log_prob"].detach() - log_p
             terms[f"kl_{name}"] = kl.mean()
             elbo = elbo - kl.sum(-1).mean()
-    return {**terms, "elbo": elbo}
+    return {**terms, "elbo": torch.as_tensor(elbo)}
 
 
 def _latents(trace):

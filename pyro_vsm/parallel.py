@@ -15,6 +15,7 @@ With one process every function here does nothing.
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -58,6 +59,7 @@ def start() -> None:
 def finish() -> None:
     """Leave the group, if there is one."""
     if dist.is_initialized():
+        gc.collect()  # a captured step that still waits to be freed would hold the group
         dist.destroy_process_group()
 
 

@@ -127,7 +127,7 @@ class Trainer:
             return torch.optim.SGD(
                 groups, momentum=0.9, nesterov=True, weight_decay=t.weight_decay, fused=cuda, foreach=not cuda
             )
-        return torch.optim.AdamW(groups, weight_decay=t.weight_decay, capturable=cuda, fused=cuda, foreach=not cuda)
+        return torch.optim.AdamW(groups, weight_decay=t.weight_decay, capturable=cuda, fused=True)
 
     # --- one step ---------------------------------------------------------------------------------------------
 

@@ -170,7 +170,9 @@ class VSM(FewShotModel):
         update gets a gradient.
         """
         support, query, labels = split_episode(features, shot)
-        self.pending = self.memory.consolidate(features, classes)
+        # a closed memory is never read, and need not be written
+        closed = self.program.memory_use.closed
+        self.pending = None if closed else self.memory.consolidate(features, classes)
         task = self.task(support, query, labels, classes, self.pending)
         ramp = (progress / self.warmup).clamp(1e-6, 1.0) if self.warmup else 1.0
         self.program.beta_z, self.program.beta_m = self.beta_z * ramp, self.beta_m * ramp

@@ -3,5 +3,5 @@
 The first line of ``HELP`` is shown in the list of commands. Heavy imports belong inside the functions.
 """
 
-NAMES = ("train", "evaluate", "compare", "table", "predict", "data", "export")
+NAMES = ("train", "evaluate", "compare", "table", "predict", "data", "bench", "export", "plot")
 """The commands, in the order in which they are listed."""
