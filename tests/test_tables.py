@@ -253,6 +253,24 @@ def test_finished_runs_and_evaluations_are_used_again(definition, made, copied, 
     assert evaluated == ["pn", "pn", "vsm", "vsm", "pn"]
 
 
+def test_comparisons_hold_one_model_at_a_time(copied, tmp_path, monkeypatch):
+    load, alive, most = jobs.load_model, weakref.WeakSet(), []
+
+    def loaded(path):
+        model, meta = load(path)
+        alive.add(model)
+        most.append(len(alive))
+        return model, meta
+
+    monkeypatch.setattr(jobs, "load_model", loaded)
+    models = {f"pn {seed}": copied / "runs" / "pn" / f"seed-{seed}" / "pn" for seed in (0, 1)}
+    config = jobs.Config.from_dict(load(models["pn 0"])[1]["config"])
+    data = data_sources.load(config.data, silent)
+    found = jobs.compare_systems(models, data.test, config, tmp_path / "comparison", log=silent)
+    assert list(found) == list(models)
+    assert most == [1, 1]
+
+
 def test_other_code_means_evaluating_again(definition, copied, counting, monkeypatch):
     _, evaluated = counting
     monkeypatch.setattr(scores, "source_digest", lambda: "other")

@@ -163,7 +163,8 @@ class TableRuns:
 
 def _model_file(path: str) -> Path:
     """The model that a path means; itself where nothing lies there yet."""
-    return find_model(Path(path)) if (Path(path) / "config.yaml").exists() else Path(path)
+    there = any((Path(path) / name).exists() for name in ("config.yaml", "model.safetensors"))
+    return find_model(Path(path)) if there else Path(path)
 
 
 def _relevant(config: dict[str, Any]) -> dict[str, Any]:
