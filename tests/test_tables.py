@@ -447,3 +447,10 @@ def test_the_tables_of_this_project_can_be_read(path):
         row.config(table.seeds[-1], Path)
     assert len(table.seeds) >= 3
     assert data_sources.SOURCES.get(table.rows[0].config(0, Path).data.name)
+
+
+@pytest.mark.cuda
+def test_a_table_on_cuda(definition, tmp_path):
+    assert main(["table", str(definition()), "--out", str(tmp_path), "--device", "cuda"]) == 0
+    assert [r["row"] for r in rows_of(tmp_path)] == ["pn", "vsm", "pn"]
+    assert not rows_of(tmp_path)[0]["hardware"].startswith("CPU")
