@@ -242,7 +242,7 @@ class Splits:
     def together(self) -> ClassImages:
         """The classes of all three splits, for a model that was trained on another data set."""
         parts = list(self.parts.values())
-        groups = None
+        groups: tuple[int, ...] | None = None
         if all(part.groups is not None for part in parts):
             groups, first = (), 0
             for part in parts:

@@ -1,8 +1,8 @@
 """Omniglot (Lake et al. 2015): handwritten characters of 50 alphabets, 20 drawings each, as grey images.
 
 Under the root (or its folder `omniglot-py`, where torchvision puts it) lie the sets `images_background`,
-`images_evaluation`, or `images_background_small1` and `images_background_small2`, each as a zip file or as a folder of the
-same name with `ALPHABET/CHARACTER/DRAWING.png`. Zip files are read without unpacking them.
+`images_evaluation`, or `images_background_small1` and `images_background_small2`, each as a zip file or as a folder
+of the same name with `ALPHABET/CHARACTER/DRAWING.png`. Zip files are read without unpacking them.
 
 Strokes are white on black, as in the glyphs data set: the files are black on white and are inverted. A class is
 `ALPHABET/CHARACTER`, with `@90`, `@180` or `@270` behind it where a turned character is a class of its own.

@@ -71,6 +71,11 @@ class _Streaming(pickle._Unpickler):  # type: ignore[misc,name-defined,unused-ig
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined,unused-ignore]
 
+    append: Callable[[Any], None]  # this and the following are the parent's
+    read: Callable[[int], bytes]
+    stack: list[Any]
+    memo: dict[int, Any]
+
     def __init__(self, file: BinaryIO, path: Path, take: Take) -> None:
         super().__init__(file, encoding="bytes")
         self._path, self._take = path, take

@@ -1,0 +1,92 @@
+"""Loads a synthetic tieredImageNet of full size and reports memory and time: ``python -m tests.formats FOLDER``.
+
+Writes the published pickles with 779 165 random images (about 12 GB), loads them through a cache in the same folder
+(16.5 GB more) in a process of its own, loads them again from the cache, and removes all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from pyro_vsm.data.tiered_imagenet import PUBLISHED
+
+from . import Python2Pickler, png, python2_pickle
+
+SHORT = {"train": "train", "validation": "val", "test": "test"}
+
+
+def write(root: Path, share: float) -> None:
+    """The six pickles of the published layout; `share` below 1 for fewer images."""
+    rng = np.random.default_rng(0)
+    files = []
+    for _ in range(500):  # noise, blurred a little: about as large as the PNG files of photographs
+        noise = Image.fromarray(rng.integers(0, 256, (84, 84, 3), dtype=np.uint8)).filter(
+            ImageFilter.GaussianBlur(0.8)
+        )
+        files.append(np.frombuffer(png(np.asarray(noise)), np.uint8).reshape(-1, 1))
+    print(f"PNG files of {np.mean([len(f) for f in files]):.0f} bytes", flush=True)
+    for part, (classes, images) in PUBLISHED.items():
+        total = max(classes, int(images * share))
+        labels = np.sort(rng.integers(0, classes, total - classes).tolist() + list(range(classes)))
+        content = {
+            "label_specific": labels.astype(np.int64),
+            "label_specific_str": [f"{part} {c}" for c in range(classes)],
+        }
+        (root / f"{SHORT[part]}_labels.pkl").write_bytes(python2_pickle(content))
+        pickler = Python2Pickler()
+        with (root / f"{SHORT[part]}_images_png.pkl").open("wb") as file:
+            file.write(b"\x80\x02")
+            file.writelines(pickler.list(files[i % len(files)] for i in range(total)))
+            file.write(b".")
+
+
+def load(root: str) -> None:
+    """In a process of its own: loads and prints seconds and the peak of resident memory."""
+    from pyro_vsm.data import DataConfig
+    from pyro_vsm.data import load as load_data
+
+    started = time.perf_counter()
+    splits = load_data(DataConfig("tiered-imagenet", root), lambda _: None)
+    took = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    images = sum(len(part.images) for part in splits.parts.values())
+    print(json.dumps({"images": images, "seconds": round(took, 1), "peak_gib": round(peak / 2**30, 2)}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="with 30 GB free; a folder in it is made and removed")
+    parser.add_argument("--share", type=float, default=1.0, help="of the images, for a quick look")
+    parser.add_argument("--load", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.load:
+        return load(args.folder)
+    root = Path(args.folder) / "synthetic-tiered-imagenet"
+    root.mkdir(parents=True)
+    try:
+        started = time.perf_counter()
+        write(root, args.share)
+        size = sum(path.stat().st_size for path in root.iterdir())
+        print(f"wrote {size / 1e9:.1f} GB in {time.perf_counter() - started:.0f} s", flush=True)
+        environment = {**os.environ, "PYRO_VSM_CACHE": str(root / "cache")}
+        for what in ("first start", "from the cache"):
+            print(what, end=": ", flush=True)
+            command = [sys.executable, "-m", "tests.formats", "--load", str(root)]
+            subprocess.run(command, env=environment, check=True)
+    finally:
+        shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+    main()
