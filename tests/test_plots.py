@@ -44,6 +44,10 @@ def episode(n: int = 4, d: int = 8) -> dict[str, torch.Tensor]:
     }
 
 
+def pictures(*shape: int) -> torch.Tensor:
+    return torch.randint(256, (*shape, 3, 12, 12), dtype=torch.uint8)
+
+
 SYSTEMS = {"low": Interval(0.5, 0.01, 9), "high": Interval(0.6, 0.02, 9), "single": Interval(0.55, math.nan, 1)}
 SHOTS = {"PN": {1: Interval(0.5, 0.01, 9), 5: Interval(0.7, 0.01, 9)}, "VSM": {1: Interval(0.6, math.nan, 1)}}
 
@@ -62,13 +66,28 @@ FIGURES = {
         ("predicted class", "true class"), ("", "queries of the true class (%)")]),
     "addressing_heatmap": (lambda: plots.addressing_heatmap(torch.randn(5, 60).softmax(-1)), [
         ("memory entry (40 of 60, largest weights)", "class of the episode"), ("", "weight")]),
+    "histograms": (lambda: plots.histograms({"a": torch.rand(50), "b": torch.rand(50)}, "confidence (%)"), [
+        ("confidence (%)", "share (%)")]),
+    "picture_grid": (lambda: plots.picture_grid(pictures(2, 3), ["a", "b"]), [
+        ("", "a"), ("", ""), ("", ""), ("", "b"), ("", ""), ("", "")]),
+    "probability_bars": (lambda: plots.probability_bars(pictures(2), torch.rand(2, 4), None, torch.tensor([0, 3])), [
+        ("", ""), ("", ""), ("", ""), ("probability (%); hatched: the right class", "")]),
+    "recalled_entries": (lambda: plots.recalled_entries(torch.eye(9)[2:3], pictures(1), pictures(9), number=1), [
+        ("", "class 1"), ("entry 3", "")]),
+    "rejection_curve": (lambda: plots.rejection_curve({"PN": results()}), [
+        ("queries answered, the most confident first (%)", "accuracy among them (%)")]),
+    "spread_against_error": (lambda: plots.spread_against_error(torch.rand(80), torch.rand(80) < 0.5), [
+        ("mutual information (nats), 8 groups of equal size", "wrong predictions (%)\nwith N % interval")]),
+    "spread_by_shot": (lambda: plots.spread_by_shot({1: 0.5, 5: 0.2}, {1: 0.6, 5: 0.3}), [
+        ("shot (support images a class)", "RMS a feature\n(features have RMS 1)")]),
     "prototype_map": (lambda: plots.prototype_map(**episode()), [
         ("first principal component (N % of variance)", "second principal component (N %)")]),
 }  # fmt: skip
 
 
 def test_every_public_figure_is_tested():
-    assert set(FIGURES) | {"save"} == set(plots.__all__)
+    elsewhere = {"save", "TablePoint", "table_chart"}  # charts of tables have a test file of their own
+    assert set(FIGURES) | elsewhere == set(plots.__all__)
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -232,9 +251,49 @@ def test_a_single_sample_a_single_shot_and_two_queries_can_be_drawn(tmp_path):
         (lambda: plots.addressing_heatmap(torch.ones(0, 3)), "weights"),
         (lambda: plots.prototype_map(**{**episode(), "query": torch.ones(24, 3)}), "belong to one episode"),
         (lambda: plots.prototype_map(**{**episode(), "labels": torch.full((24,), 4)}), "from 4 to 4, but"),
+        (lambda: plots.picture_grid(torch.ones(3, 8, 8)), "pictures"),
+        (lambda: plots.probability_bars(pictures(2), torch.ones(3, 2)), "one row a picture"),
+        (lambda: plots.recalled_entries(torch.ones(1, 9), pictures(1), pictures(8)), "need 1 and 9 pictures"),
+        (lambda: plots.rejection_curve({}), "at least one system"),
+        (lambda: plots.spread_by_shot({}, {}), "at least"),
+        (lambda: plots.spread_against_error(torch.rand(5), torch.rand(4) < 1), "5 spreads and 4 errors"),
+        (lambda: plots.histograms({}, "x"), "at least one set"),
         (lambda: plots.save(Figure(), "figure.exe"), r"let its name end in \.png"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(draw, message):
     with pytest.raises(UserError, match=message):
         draw()
+
+
+def test_of_many_classes_the_most_confused_are_shown():
+    counts = 10 * torch.eye(50)
+    counts[7, 31] = counts[44, 2] = 5
+    ax = plots.confusion_matrix(counts, [f"c{i}" for i in range(50)], most=4).axes[0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["c2", "c7", "c31", "c44"]
+    np.testing.assert_allclose(ax.images[0].get_array()[1], [0, 100 * 10 / 15, 100 * 5 / 15, 0])
+    assert "4 of 50" in ax.get_ylabel()
+
+
+def test_rejection_leaves_the_least_confident_out_first():
+    result = results()
+    (line,) = plots.rejection_curve({"VSM": result}).axes[0].lines
+    half = result.confidence >= result.confidence.median()
+    x, y = line.get_xdata(), line.get_ydata()
+    at = np.argmin(np.abs(x - 100 * half.double().mean().item()))
+    assert y[at] == pytest.approx(100 * result.correct[half].double().mean().item(), abs=0.5)
+    assert y[-1] == pytest.approx(100 * result.correct.double().mean().item())
+
+
+def test_groups_of_rising_spread_hold_the_errors_in_them():
+    spread = torch.arange(80.0)
+    ax = plots.spread_against_error(spread, spread >= 40, groups=4).axes[0]
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), [9.5, 29.5, 49.5, 69.5])
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [0, 0, 100, 100])
+
+
+def test_the_entries_recalled_most_stand_first():
+    weights = torch.tensor([[0.1, 0.6, 0.3]])
+    fig = plots.recalled_entries(weights, pictures(1), pictures(3), ["x"], ["a", "b", "c"], number=2)
+    assert [ax.get_xlabel() for ax in fig.axes] == ["", "b", "c"]
+    assert [ax.get_title() for ax in fig.axes] == ["class", "60.0 %", "30.0 %"]

@@ -5,6 +5,15 @@ closing; `save` writes it. One style for all, applied within each call only: Oka
 Universal Design", 2008) together with markers and line styles, so that figures can be read in grey too.
 """
 
+from pyro_vsm.plots.beliefs import (
+    histograms,
+    picture_grid,
+    probability_bars,
+    recalled_entries,
+    rejection_curve,
+    spread_against_error,
+    spread_by_shot,
+)
 from pyro_vsm.plots.episode import addressing_heatmap, prototype_map
 from pyro_vsm.plots.results import (
     accuracy_by_shot,
@@ -22,10 +31,17 @@ __all__ = [
     "accuracy_by_system",
     "addressing_heatmap",
     "confusion_matrix",
+    "histograms",
     "learning_curves",
     "objective_terms",
+    "picture_grid",
+    "probability_bars",
     "prototype_map",
+    "recalled_entries",
+    "rejection_curve",
     "reliability_diagram",
     "save",
+    "spread_against_error",
+    "spread_by_shot",
     "table_chart",
 ]

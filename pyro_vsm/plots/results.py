@@ -106,19 +106,25 @@ def accuracy_by_shot(results: Mapping[str, Mapping[int, Interval]]) -> Figure:
 
 
 @styled
-def confusion_matrix(counts: Tensor, names: Sequence[str] | None = None) -> Figure:
+def confusion_matrix(counts: Tensor, names: Sequence[str] | None = None, most: int = 40) -> Figure:
     """How often queries of one class are taken for another, in percent of the true class.
 
     Args:
         counts: `[N, N]`, true classes in rows, predicted ones in columns.
         names: of the classes.
+        most: of more classes, so many are shown: those that are confused most often.
     """
     values = array(counts, "counts [true, predicted]", 2)
-    n = len(values)
-    if values.shape != (n, n) or values.min() < 0:
+    total = len(values)
+    if values.shape != (total, total) or values.min() < 0:
         raise UserError(f"a confusion matrix is square and not negative, but got shape {list(counts.shape)}")
-    labels = labelled(names, n, "class")
+    labels = labelled(names, total, "class")
     share = 100 * values / np.maximum(values.sum(1, keepdims=True), 1)
+    if total > most:
+        wrong = share - np.diag(share.diagonal())
+        chosen = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:most])
+        share, labels = share[np.ix_(chosen, chosen)], [labels[i] for i in chosen]
+    n = len(share)
     size = 2.2 + 0.42 * min(n, 12) if n <= 12 else 3 + 0.17 * min(n, 40)
     fig = figure(size + 0.9, size)
     ax = fig.subplots()
@@ -129,6 +135,6 @@ def confusion_matrix(counts: Tensor, names: Sequence[str] | None = None) -> Figu
             ax.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8)
     matrix_axes(ax, labels, labels)
     ax.set_xlabel("predicted class")
-    ax.set_ylabel("true class")
+    ax.set_ylabel("true class" if n == total else f"true class ({n} of {total}, the most confused)")
     fig.colorbar(image, ax=ax, label="queries of the true class (%)", shrink=0.8)
     return fig
