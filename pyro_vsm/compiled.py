@@ -83,6 +83,8 @@ class CompiledLoss:
 
         with _attributes_kept(self.model):
             graph = make_fx(run, tracing_mode="fake")(*inputs)
+        graph.graph.eliminate_dead_code()  # constants of the CPU that nothing reads, which a capture would not allow
+        graph.recompile()
         return self.compiler(graph), outline
 
 
