@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
+from pyro_vsm.data.decode import cores
 from pyro_vsm.data.tiered_imagenet import PUBLISHED
 
 from . import Python2Pickler, png, python2_pickle
@@ -61,7 +62,8 @@ def load(root: str) -> None:
     took = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     images = sum(len(part.images) for part in splits.parts.values())
-    print(json.dumps({"images": images, "seconds": round(took, 1), "peak_gib": round(peak / 2**30, 2)}), flush=True)
+    found = {"images": images, "seconds": round(took), "peak_gib": round(peak / 2**30, 2)}
+    print(json.dumps({**found, "cpu_seconds": round(time.process_time()), "cores": cores()}), flush=True)
 
 
 def main() -> None:
