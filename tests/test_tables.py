@@ -339,6 +339,14 @@ def test_only_some_rows(definition, tmp_path, counting):
     assert trained == ["classifier", "vsm", "pn"]
 
 
+def test_rows_that_were_not_asked_for_do_not_stop_those_that_were(definition, copied):
+    (copied / "runs" / "vsm" / "seed-0" / "record.json").write_text("{")
+    lines = []
+    assert make_table(definition(), copied, only=["pn"], log=lines.append)
+    assert any(line.startswith("Left out: ") and "record.json is damaged" in line for line in lines)
+    assert [r["row"] for r in rows_of(copied)] == ["pn", "pn"]
+
+
 def test_damaged_records_are_refused(definition, copied):
     (copied / "runs" / "pn" / "seed-0" / "record.json").write_text("{")
     with pytest.raises(UserError, match=r"record\.json is damaged"):

@@ -13,6 +13,7 @@ from pyro_vsm import data as data_sources
 from pyro_vsm import plots, report
 from pyro_vsm.config import EvaluationConfig
 from pyro_vsm.data import Splits
+from pyro_vsm.errors import UserError
 from pyro_vsm.jobs import Log
 from pyro_vsm.replicates import over_episodes
 from pyro_vsm.tables.definition import Row, Table, read_table
@@ -79,7 +80,7 @@ def make_table(
             if not runs.train(row, seed):
                 log("Go on with the same command.")
                 return None
-    shown = [r for r in table.rows if r.shown and (r in wanted or all(runs.finished(r, s) for s in table.seeds))]
+    shown = [r for r in table.rows if r.shown and (r in wanted or _there(runs, r, log))]
     if not shown:
         log(f"No row to show: {', '.join(r.name for r in wanted)} are not shown.")
         return []
@@ -90,6 +91,15 @@ def make_table(
             found.setdefault(row.name, {})[seed] = scoring.of(runs.model(row, seed), row.protocols)
     given = command_line(path, root, seeds, only, evaluation or {}, override or {})
     return _write(table, shown, found, runs, data, protocol, where, given, log)
+
+
+def _there(runs: TableRuns, row: Row, log: Log) -> bool:
+    """Whether a row that was not asked for can be shown all the same."""
+    try:
+        return all(runs.finished(row, seed) for seed in runs.table.seeds)
+    except UserError as error:
+        log(f"Left out: {error}")
+        return False
 
 
 def _wanted(table: Table, only: Sequence[str]) -> list[Row]:
