@@ -32,6 +32,7 @@ def measured(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows and notes of a table: the model in ``folder`` on the test protocol of its run, at each number of shots."""
     from pyro_vsm import jobs
+    from pyro_vsm.cross_domain import DataChoice
 
     config = Config.from_dict(meta["config"])
     rows = []
@@ -40,7 +41,8 @@ def measured(
         protocol.shot = shot
         protocol.way = protocol.way or config.episodes.way
         with tempfile.TemporaryDirectory() as scratch:
-            results = jobs.evaluate([str(folder)], protocol, root=root, out=scratch, device=device, log=log)
+            choice = DataChoice(root=root)
+            results = jobs.evaluate([str(folder)], protocol, choice=choice, out=scratch, device=device, log=log)
         (result,) = results.values()
         rows.append(
             {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pyro
@@ -15,6 +15,7 @@ from pyro_vsm import data as data_sources
 from pyro_vsm import parallel, report
 from pyro_vsm.calibration import calibrate
 from pyro_vsm.config import Config, EvaluationConfig
+from pyro_vsm.cross_domain import DataChoice, evaluation_images, fitted
 from pyro_vsm.data import Splits
 from pyro_vsm.data.episodes import EpisodeIndex, EpisodeSampler, fixed_episodes
 from pyro_vsm.data.images import ClassImages
@@ -24,7 +25,7 @@ from pyro_vsm.figures import draw_run
 from pyro_vsm.files import write_atomic
 from pyro_vsm.loading import checkpoint_meta, load_model
 from pyro_vsm.results import EpisodeResults, compare
-from pyro_vsm.run import Run, differing
+from pyro_vsm.run import Run
 from pyro_vsm.signals import Interrupt
 from pyro_vsm.systems import SYSTEMS, ImageSpec, build_model
 from pyro_vsm.training import Outcome, Trainer, pick_device
@@ -186,42 +187,33 @@ def evaluate(
     paths: list[str],
     e: EvaluationConfig,
     *,
-    root: str | None = None,
+    choice: DataChoice | None = None,
     out: str = "evaluation",
     device: str = "auto",
     log: Log = print,
 ) -> dict[str, EpisodeResults]:
-    """Evaluate trained models on the same episodes of the data they were trained on.
+    """Evaluate trained models on the same episodes of the data they were trained on, or of another data set.
 
     Args:
         paths: checkpoints; the first is the reference of the paired differences.
         e: the protocol; way and shot 0 mean those of the first model's training.
-        root: where the data set lies now.
+        choice: of the data set.
         out: folder for tables and per-episode results.
         device: where to compute.
         log: receives what a user should read.
 
     Raises:
-        UserError: damaged checkpoints, missing data, or data other than the models were trained on.
+        UserError: damaged checkpoints, or missing data.
     """
     metas = [load_model(p)[1] for p in paths]  # so that a damaged one is found before the others are evaluated
     config = Config.from_dict(metas[0]["config"])
     config.evaluation = e
     config.training.device = device
-    if root:
-        config.data.root = root
-    data = data_sources.load(config.data, log)
-    identity = {s: i.to_dict() for s, i in data.identity.items()}
-    for path, meta in zip(paths, metas):
-        if meta["data"] != identity:
-            log(
-                f"Note: {path} was trained on other images than these "
-                f"({', '.join(differing(meta['data'], identity, 'data')[:3])})."
-            )
+    data, about = evaluation_images(paths, metas, e.split, choice or DataChoice(), log)
     names = [meta["system"] for meta in metas]
     labels = names if len(set(names)) == len(names) else [str(p) for p in paths]
     models = {label: Path(path) for label, path in zip(labels, paths)}
-    return compare_systems(models, getattr(data, e.split), config, Path(out), log=log, reference=labels[0])
+    return compare_systems(models, data, config, Path(out), log=log, reference=labels[0], about=about)
 
 
 def compare_systems(
@@ -233,6 +225,7 @@ def compare_systems(
     seconds: dict[str, float] | None = None,
     log: Log = print,
     reference: str | None = None,
+    about: Sequence[str] = (),
 ) -> dict[str, EpisodeResults]:
     """Evaluate models on the same episodes, print the table, and keep results and table in ``folder``.
 
@@ -244,6 +237,7 @@ def compare_systems(
         seconds: of training, by the name of the row.
         log: receives what a user should read.
         reference: of the paired differences; by default pn, or the first.
+        about: further lines under the table.
     """
     e = config.evaluation
     device = pick_device(config.training.device)
@@ -251,9 +245,10 @@ def compare_systems(
     results: dict[str, EpisodeResults] = {}
     started = time.perf_counter()
     for name, path in models.items():
+        model = load_model(path)[0].to(device)
         results[name] = evaluate_model(
-            load_model(path)[0].to(device),
-            data,
+            model,
+            fitted(data, model),
             episodes,
             samples=e.samples,
             seed=e.seed,
@@ -271,6 +266,7 @@ def compare_systems(
         f"of {episodes.queries} queries a class"
     )
     notes = [
+        *about,
         f"Data: {data.identity()}. Seed of the episodes {e.seed}, of training {config.training.seed}.",
         f"{e.samples} posterior samples. ± is the 95 % interval over episodes; differences are paired.",
         f"Hardware: {hardware(device)}; evaluated in {took:.1f} s.",

@@ -8,9 +8,10 @@ from jsonargparse import ArgumentParser
 def protocol_arguments(parser: ArgumentParser) -> None:
     """How to evaluate trained models, and where the results go."""
     from pyro_vsm.config import EvaluationConfig
+    from pyro_vsm.cross_domain import DataChoice
 
     parser.add_class_arguments(EvaluationConfig, "evaluation")
-    parser.add_argument("--data.root", type=str | None, help="Folder of the data set, if it has moved.")
+    parser.add_class_arguments(DataChoice, "data")
     parser.add_argument("--out", type=str, default="evaluation", help="Folder for tables and per-episode results.")
     model_arguments(parser)
 

@@ -22,4 +22,4 @@ def run(args: Namespace) -> None:
     """Print and keep the table."""
     from pyro_vsm import jobs
 
-    jobs.evaluate(args.checkpoints, args.evaluation, root=args.data.root, out=args.out, device=args.device)
+    jobs.evaluate(args.checkpoints, args.evaluation, choice=args.data, out=args.out, device=args.device)

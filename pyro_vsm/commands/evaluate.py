@@ -6,10 +6,11 @@ from jsonargparse import ArgumentParser, Namespace
 
 from pyro_vsm.commands.common import protocol_arguments
 
-HELP = """Evaluate one trained model on the test episodes.
+HELP = """Evaluate one trained model on the test episodes of its data set, or of another.
 
-Example:
-  pyro-vsm evaluate runs/glyphs-5way-1shot/vsm --evaluation.shot 5"""
+Examples:
+  pyro-vsm evaluate runs/glyphs-5way-1shot/vsm --evaluation.shot 5
+  pyro-vsm evaluate runs/glyphs-5way-1shot/vsm --data.name folder --data.root PICTURES --data.all_classes true"""
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -22,4 +23,4 @@ def run(args: Namespace) -> None:
     """Print and keep the table."""
     from pyro_vsm import jobs
 
-    jobs.evaluate([args.checkpoint], args.evaluation, root=args.data.root, out=args.out, device=args.device)
+    jobs.evaluate([args.checkpoint], args.evaluation, choice=args.data, out=args.out, device=args.device)
