@@ -49,14 +49,15 @@ def memory_chart(rows: Sequence[Mapping[str, Any]]) -> Figure:
     sizes = [("held_MB", "entries and variances")]
     if any("working_MB" in r for r in rows):
         sizes.append(("working_MB", "working memory at the peak"))
-    fig = figure(7.2, 3.4)
+    fig = figure(7.2, 4.2)
     left, right = fig.subplots(1, 2)
     for ax, lines, unit in ((left, curves, "ms a batch"), (right, sizes, "MB")):
         number = 0
         for kind in ("retrieved", "all"):
             chosen = [r for r in rows if r["recall"] == kind]
             for key, label in lines:
-                if chosen and not (key == "held_MB" and kind == "all"):
+                # consolidation and what is held do not depend on how the memory is read
+                if chosen and not (kind == "all" and key in ("held_MB", "consolidate_and_store_ms")):
                     suffix = {"retrieved": "", "all": ", all entries recalled"}[kind]
                     style = look(number)
                     ax.plot([r["entries"] for r in chosen], [r[key] for r in chosen], label=label + suffix, **style)
@@ -66,5 +67,5 @@ def memory_chart(rows: Sequence[Mapping[str, Any]]) -> Figure:
         ax.set_xlabel("entries C")
         ax.set_ylabel(unit)
         ax.grid(True)
-        ax.legend(fontsize=6.5)
+        ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return fig

@@ -83,10 +83,10 @@ def run(c: MemoryConfig, log: Callable[[str], None] = print) -> list[dict[str, A
                     memory.store(memory.consolidate(features, classes))
 
             row: dict[str, Any] = {"entries": entries, "recall": name, "held_MB": round(held, 2)}
-            training = timed(recall, device, graph=False, seconds=c.seconds)
+            training = timed(recall, device, graph=True, seconds=c.seconds)
             with torch.no_grad():
-                reading = timed(partial(memory, features[:, :, 0]), device, graph=False, seconds=c.seconds)
-            writing = timed(consolidate, device, graph=False, seconds=c.seconds)
+                reading = timed(partial(memory, features[:, :, 0]), device, graph=True, seconds=c.seconds)
+            writing = timed(consolidate, device, graph=True, seconds=c.seconds)
             row["recall_ms"] = round(reading.ms, 4)
             row["consolidate_and_store_ms"] = round(writing.ms, 4)
             row["consolidate_recall_backward_ms"] = round(training.ms, 4)
