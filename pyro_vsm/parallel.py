@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from pyro_vsm.errors import UserError
 
 _alone = False
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in PyTorch 2.14
 
 
 def start() -> None:
@@ -146,7 +147,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, part: Tensor) -> Tensor:
         whole = part.new_empty(part.shape[0] * size(), *part.shape[1:])
-        dist.all_gather_into_tensor(whole, part.contiguous())
+        _all_gather(whole, part.contiguous())
         return whole
 
     @staticmethod
@@ -224,7 +225,7 @@ def gather_portions(part: Tensor, number: int, unit: int = 1) -> Tensor:
     padded = torch.zeros(max(lengths), *part.shape[1:], dtype=kind, device=part.device)
     padded[: len(part)] = part
     whole = padded.new_empty(W, *padded.shape)
-    dist.all_gather_into_tensor(whole.view(-1, *padded.shape[1:]), padded)
+    _all_gather(whole.view(-1, *padded.shape[1:]), padded)
     return torch.cat([whole[r, :n] for r, n in enumerate(lengths)]).to(part.dtype)
 
 

@@ -39,6 +39,15 @@ def test_built_once_then_read(cache, build):
     assert stored(cache).name.startswith("toy-")
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
+def test_what_is_read_back_is_mapped_not_copied(cache, build):
+    cached_splits("toy", {"size": 8}, build)
+    again = cached_splits("toy", {"size": 8}, build)
+    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(stored(cache)) in line]
+    spans = [tuple(int(end, 16) for end in line.split()[0].split("-")) for line in lines]
+    assert any(low <= again.test.images.data_ptr() < high for low, high in spans)
+
+
 def test_notes_are_logged_at_every_start(build, caplog):
     for _ in range(2):
         caplog.clear()
