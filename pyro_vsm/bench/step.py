@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -112,9 +112,10 @@ def random_splits(c: StepConfig, device: torch.device) -> Splits:
     return Splits("random", split("a", c.classes, c.images), split("b", c.way, few), split("c", c.way, few))
 
 
-def make_trainer(c: StepConfig, system: str, data: Splits) -> Trainer:
+def make_trainer(c: StepConfig, system: str, data: Splits, optimizer: Literal["adamw", "sgd"] = "adamw") -> Trainer:
     """A trainer that writes nothing."""
     config = c.config()
+    config.training.optimizer = optimizer
     pyro.set_rng_seed(0)
     t = config.training
     images = ImageSpec(3, c.image_size, [0.5] * 3, [0.29] * 3, c.classes)
