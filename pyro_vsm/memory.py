@@ -156,15 +156,15 @@ class SemanticMemory(nn.Module):
         def fetch(stored: Tensor, written: Tensor | None, default: Tensor) -> Tensor:
             values = stored[index.clamp(max=C - 1)]
             if written is not None:
-                late = (index >= C).view(-1, *[1] * (stored.dim() - 1))
-                values = torch.where(late, written[(index - C).clamp_min(0)].to(values.dtype), values)
+                new = (index >= C).view(-1, *[1] * (stored.dim() - 1))
+                values = torch.where(new, written[(index - C).clamp_min(0)].to(values.dtype), values)
             return torch.cat([values, default[C : C + 1]])
 
-        w = write
-        entries = fetch(self.entries, w and w.entries, self.entries)
-        variances = fetch(self.variances, w and w.variances, self.variances)
-        counts = fetch(self.counts, w and w.counts, self.counts)
-        rows = fetch(torch.arange(C, device=index.device), w and w.rows, index[:0].new_zeros(C + 1))[:-1]
+        late = (None,) * 4 if write is None else (write.entries, write.variances, write.counts, write.rows)
+        entries = fetch(self.entries, late[0], self.entries)
+        variances = fetch(self.variances, late[1], self.variances)
+        counts = fetch(self.counts, late[2], self.counts)
+        rows = fetch(torch.arange(C, device=index.device), late[3], index.new_zeros(C + 1))[:-1]
         own_block = torch.eye(T, dtype=torch.bool, device=index.device).unsqueeze(-1)
         allowed = (own_block & mine).flatten(1)  # [T, T N k]
         allowed = torch.cat([allowed, ~allowed.any(-1, keepdim=True)], -1)
