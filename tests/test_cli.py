@@ -153,13 +153,20 @@ def test_predict_writes_a_file(predicting, capsys):
 
 
 def test_data_prints_identities_and_draws_a_sheet_of_each_split(tiny_root, capsys):
-    data = ["--data.name", "folder", "--data.root", str(tiny_root), "--data.image_size", "28"]
-    assert main(["data", *data, "--out", "sheets"]) == 0
+    data = ["folder", "--data.root", str(tiny_root), "--data.image_size", "28"]
+    assert main(["data", "show", *data, "--out", "sheets"]) == 0
     out = capsys.readouterr().out
     assert "12 classes, 72 images of 3x28x28" in out
     for split in ("train", "validation", "test"):
         with Image.open(f"sheets/folder-{split}.png") as image:
             assert min(image.size) > 100
+
+
+@pytest.mark.parametrize("action", ["prepare", "check"])
+def test_data_prepares_and_checks(action, tiny_root, capsys):
+    data = ["folder", "--data.root", str(tiny_root), "--data.image_size", "28"]
+    assert main(["data", action, *data]) == 0
+    assert "12 classes, 72 images of 3x28x28" in capsys.readouterr().out
 
 
 # --- help and configuration -----------------------------------------------------------------------------------------
@@ -259,6 +266,8 @@ BAD_SETTINGS = [  # jsonargparse answers these, with a line on usage before its 
     (["train", "--config", "broken.yaml"], "did not find expected node content"),
     (["train", "--config", "unknown.yaml"], "modle"),
     (["train", "--config", "image.png"], "--config is no text"),
+    (["data"], "{prepare,check,show}"),
+    (["data", "show"], "name"),
     (["predict"], "checkpoint"),
     (["compare"], "checkpoints"),
     (["learn"], "learn"),
@@ -318,8 +327,13 @@ BAD_INPUT = [
     (["evaluate", "RUN", *EVALUATE, "--out", "image.png"], "cannot write image.png"),
     (["evaluate", "RUN", *EVALUATE, "--allow-module", "no_such"], "--allow-module no_such"),
     (["compare", "RUN/vsm", "nowhere", *EVALUATE], "there is no checkpoint nowhere"),
-    (["data", "--data.name", "folder"], "needs a folder"),
-    (["data", "--data.name", "folder", "--data.root", "ROOT", "--out", "image.png"], "image.png"),
+    (["data", "show", "folder"], "needs a folder"),
+    (["data", "show", "folder", "--data.root", "ROOT", "--out", "image.png"], "image.png"),
+    (["data", "show", "folders", "--data.root", "ROOT"], "did you mean 'folder'?"),
+    (["data", "show", "glyphs", "--data.variant", "small"], "has no variant 'small'"),
+    (["data", "check", "omniglot", "--data.root", "empty"], "of the points above are wrong"),
+    (["data", "prepare", "cub", "--data.root", "empty", "--download", "false"], "holds no CUB-200-2011"),
+    (["data", "prepare", "tiered-imagenet", "--data.root", "empty"], "holds no tieredImageNet"),
     (["predict", "--checkpoint", "nowhere", "PICTURES"], "there is no checkpoint nowhere"),
     (["predict", "--checkpoint", "page.safetensors", "PICTURES"], "is damaged or no checkpoint"),
     (["predict", "--checkpoint", "RUN", "PICTURES", "--samples", "0"], "--samples is 0"),

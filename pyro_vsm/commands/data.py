@@ -1,33 +1,52 @@
-"""``pyro-vsm data``."""
+"""``pyro-vsm data prepare | check | show``."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-HELP = """Load a data set, print what it holds and draw a contact sheet of each split.
+HELP = """Get data sets ready, check them, look at them: prepare, check, show.
 
-Example:
-  pyro-vsm data --data.name glyphs --out sheets"""
+Examples:
+  pyro-vsm data prepare cifar-fs --data.root CIFAR                 download, verify, decode into the cache
+  pyro-vsm data prepare omniglot --data.root OMNIGLOT --data.variant small
+  pyro-vsm data check tiered-imagenet --data.root TIERED           compare with what is published
+  pyro-vsm data show glyphs --out sheets                           classes, images, identity, contact sheets"""
+
+ACTIONS = {
+    "prepare": "Fetch what can be fetched, say where to get the rest, decode into the cache, and show.",
+    "check": "Compare checksums and the numbers of classes and images with the published ones.",
+    "show": "Print classes, images and identity of each split, and draw contact sheets.",
+}
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """The data set."""
-    from pyro_vsm.data import DataConfig
+    """A command of its own for each action."""
+    from pyro_vsm.data import SOURCES, DataConfig
 
-    parser.add_class_arguments(DataConfig, "data")
-    parser.add_argument("--out", type=str | None, help="Folder for the contact sheets; none are drawn without it.")
+    actions = parser.add_subcommands(dest="action", required=True)
+    for action, text in ACTIONS.items():
+        sub = ArgumentParser(description=text)
+        sub.add_argument("name", type=str, help=f"One of {', '.join(sorted(SOURCES))}.")
+        sub.add_class_arguments(DataConfig, "data", skip={"name"})
+        if action == "prepare":
+            sub.add_argument("--download", type=bool, default=True, help="Fetch what is missing and can be fetched.")
+        if action != "check":
+            sub.add_argument("--out", type=str | None, help="Folder for contact sheets; none are drawn without it.")
+        actions.add_subcommand(action, sub, help=text)
 
 
 def run(args: Namespace) -> None:
-    """Print the data set's classes, images and identity."""
-    from pyro_vsm.data import load
-    from pyro_vsm.data.contact_sheet import contact_sheet
+    """Do what is asked."""
+    from pyro_vsm.data import load, prepare
 
-    data = load(args.data)
-    if args.out:
-        for name in ("train", "validation", "test"):
-            path = Path(args.out) / f"{data.name}-{name}.png"
-            contact_sheet(getattr(data, name), path)
-            print(f"Wrote {path}")
+    chosen = args[args.action]
+    config = replace(chosen.data, name=chosen.name)
+    if args.action == "check":
+        prepare.check(config)
+        return
+    splits = prepare.prepare(config, fetch=chosen.download) if args.action == "prepare" else load(config)
+    if chosen.out:
+        prepare.draw_sheets(splits, Path(chosen.out))
