@@ -51,8 +51,8 @@ def calibrate(
             rate = 1 - step / steps
             optimizer.param_groups[0]["lr"] = lr * rate
             rows = episodes[step * tasks : (step + 1) * tasks]
-            p = model.predict(features[rows.support], features[rows.query].flatten(1, 2), 20)
-            loss = -p.gather(-1, labels.unsqueeze(-1)).clamp_min(1e-12).log().mean()
+            q = model.predict(features[rows.support], features[rows.query].flatten(1, 2), 20)
+            loss = -q.gather(-1, labels.unsqueeze(-1)).clamp_min(1e-12).log().mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

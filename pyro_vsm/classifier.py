@@ -111,7 +111,7 @@ class Classifier(PrototypicalNetwork):
             )
             loss = (1 - c.distillation) * loss + c.distillation * divergence
             terms["distillation"] = divergence.detach()
-        if self.rotation_head is not None:
+        if self.rotation_head is not None and angles is not None:
             with full_precision(h):
                 turned = F.cross_entropy(self.rotation_head(h), angles)
             loss = loss + c.rotation_weight * turned

@@ -1,4 +1,4 @@
-"""Pictures as somebody may have them in a folder: 32x32 pixels, 30 classes, drawn by other means than the training data.
+"""Pictures as somebody may have them: 32x32 pixels, 30 classes, drawn by other means than the training data.
 
 python experiments/own_pictures/pictures.py KIND FOLDER makes FOLDER/examples/CLASS/*.png (5 a class) and
 FOLDER/new/CLASS-NN.png (15 a class). KIND is symbols, shapes, or the root of class folders to take 30 classes from.
@@ -102,7 +102,7 @@ def colour(rng: random.Random, value: float) -> tuple[int, ...]:
 
 
 def stamped(mask: Image.Image, rng: random.Random, ink: tuple[int, ...], ground: tuple[int, ...]) -> Image.Image:
-    """The mask in ink on a ground that fades, turned, scaled and moved; ink and ground are kept apart in brightness."""
+    """The mask in ink on a ground that fades, turned, scaled and moved; ink and ground differ in brightness."""
     luma = [sum(w * v for w, v in zip((0.3, 0.59, 0.11), c)) for c in (ink, ground)]
     if abs(luma[0] - luma[1]) < 60:
         lift = -110 if luma[0] > 128 else 110
