@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, Optional, Union, get_type_hints
 
+from pyro_vsm.baseline_config import ClassifierConfig, MAMLConfig, RFSConfig, VersaConfig
 from pyro_vsm.data import DataConfig
 from pyro_vsm.data.augment import AugmentConfig
 from pyro_vsm.errors import UserError
@@ -33,46 +34,6 @@ class EpisodeConfig:
         for name in ("way", "shot", "queries", "tasks"):
             if getattr(self, name) < 1:
                 raise UserError(f"episodes.{name} is {getattr(self, name)}; it must be at least 1")
-
-
-@dataclass
-class ClassifierConfig:
-    """Pretraining as a classifier of the training classes (system ``classifier``).
-
-    Args:
-        batch: images in a step.
-        head: linear on the backbone's output, or cosine.
-        tau: scale of the cosines at the start.
-        rotations: copies of each image turned by a random one of 90, 180 and 270 degrees, whose angle a second
-            head tells (self-supervision); 0 for none.
-        rotation_weight: of that head's cross-entropy.
-        smoothing: label smoothing, in [0, 1).
-        teacher: a trained classifier (run folder or file) that is distilled.
-        distillation: weight of the teacher's part of the loss, in [0, 1].
-        temperature: of the teacher's probabilities.
-    """
-
-    batch: int = 64
-    head: Literal["linear", "cosine"] = "linear"
-    tau: float = 10.0
-    rotations: int = 1
-    rotation_weight: float = 1.0
-    smoothing: float = 0.0
-    teacher: Optional[str] = None  # noqa: UP045
-    distillation: float = 0.5
-    temperature: float = 4.0
-
-    def __post_init__(self) -> None:
-        if self.batch < 1 or self.rotations < 0 or self.rotation_weight < 0 or not self.tau > 0:
-            raise UserError(
-                f"classifier: batch={self.batch}, rotations={self.rotations}, tau={self.tau}, "
-                f"rotation_weight={self.rotation_weight}; give a batch from 1 on, tau above 0 and nothing negative"
-            )
-        if not 0 <= self.smoothing < 1 or not 0 <= self.distillation <= 1 or not self.temperature > 0:
-            raise UserError(
-                f"classifier: smoothing={self.smoothing}, distillation={self.distillation}, "
-                f"temperature={self.temperature}; give [0, 1), [0, 1] and a number above 0"
-            )
 
 
 @dataclass
@@ -245,7 +206,10 @@ class Config:
         episodes: training episodes.
         model: the parts of the systems.
         features: of the encoder of every system.
-        classifier: the system of that name.
+        classifier: the system of that name, and the training of rfs.
+        maml: the systems maml and maml_first_order.
+        versa: the system of that name.
+        rfs: the system of that name.
         training: optimisation.
         evaluation: the test protocol.
     """
@@ -257,6 +221,9 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    maml: MAMLConfig = field(default_factory=MAMLConfig)
+    versa: VersaConfig = field(default_factory=VersaConfig)
+    rfs: RFSConfig = field(default_factory=RFSConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 

@@ -75,18 +75,26 @@ class Encoder(nn.Module):
         Raises:
             UserError: images of another shape than the backbone was made for.
         """
-        wanted = (self.backbone.channels, self.backbone.image_size, self.backbone.image_size)
-        if images.dim() != 4 or tuple(images.shape[1:]) != wanted:
-            raise UserError(
-                f"images have shape {list(images.shape)}; this model takes [batch, {', '.join(map(str, wanted))}]"
-            )
-        images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        images = self.pixels(images)
         # evaluation comes in other batch sizes, each of which would be compiled anew
         network = self._compiled() if self.compiled and self.training else self._network
         low = self.amp and images.is_cuda
         with torch.autocast(images.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
             h = network(images)
         return h.float()
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Float32 in [0, 1] of images ``[B, C, H, W]``, uint8 or float in [0, 1].
+
+        Raises:
+            UserError: images of another shape than the backbone was made for.
+        """
+        wanted = (self.backbone.channels, self.backbone.image_size, self.backbone.image_size)
+        if images.dim() != 4 or tuple(images.shape[1:]) != wanted:
+            raise UserError(
+                f"images have shape {list(images.shape)}; this model takes [batch, {', '.join(map(str, wanted))}]"
+            )
+        return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
     def _network(self, images: Tensor) -> Tensor:
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pyro_vsm.backbones import BACKBONES
-from pyro_vsm.baselines import PrototypicalNetwork
+from pyro_vsm.baselines import MAML, PrototypicalNetwork, Versa
+from pyro_vsm.baselines.rfs import RFS
 from pyro_vsm.classifier import Classifier
 from pyro_vsm.config import Config, ModelConfig
 from pyro_vsm.data import Splits
@@ -98,6 +99,32 @@ def pn(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) -> Pr
 def classifier(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) -> Classifier:
     """Classifier of the training classes; classifies new ones by the nearest mean feature."""
     return Classifier(encoder, images.classes, config.classifier)
+
+
+@system("maml")
+def maml(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) -> MAML:
+    """Model-agnostic meta-learning, of second order unless configured otherwise."""
+    if config.training.freeze:
+        raise UserError("maml adapts its encoder; leave training.freeze off")
+    return MAML(encoder, config.maml, config.episodes.way)
+
+
+@system("maml_first_order")
+def maml_first_order(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) -> MAML:
+    """Model-agnostic meta-learning without second derivatives."""
+    return maml(encoder, replace(config, maml=replace(config.maml, first_order=True)), images, trusted)
+
+
+@system("versa")
+def versa(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) -> Versa:
+    """Amortised weights of a linear classifier."""
+    return Versa(encoder, config.versa)
+
+
+@system("rfs")
+def rfs(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) -> RFS:
+    """Classifier of the training classes; classifies new ones by logistic regression on its features."""
+    return RFS(encoder, images.classes, config.classifier, config.rfs)
 
 
 def build_model(

@@ -1,0 +1,123 @@
+"""Settings of single systems: the pretraining classifier and the baselines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Optional
+
+from pyro_vsm.errors import UserError
+
+
+@dataclass
+class ClassifierConfig:
+    """Pretraining as a classifier of the training classes (system ``classifier``).
+
+    Args:
+        batch: images in a step.
+        head: linear on the backbone's output, or cosine.
+        tau: scale of the cosines at the start.
+        rotations: copies of each image turned by a random one of 90, 180 and 270 degrees, whose angle a second
+            head tells (self-supervision); 0 for none.
+        rotation_weight: of that head's cross-entropy.
+        smoothing: label smoothing, in [0, 1).
+        teacher: a trained classifier (run folder or file) that is distilled.
+        distillation: weight of the teacher's part of the loss, in [0, 1].
+        temperature: of the teacher's probabilities.
+    """
+
+    batch: int = 64
+    head: Literal["linear", "cosine"] = "linear"
+    tau: float = 10.0
+    rotations: int = 1
+    rotation_weight: float = 1.0
+    smoothing: float = 0.0
+    teacher: Optional[str] = None  # noqa: UP045
+    distillation: float = 0.5
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.rotations < 0 or self.rotation_weight < 0 or not self.tau > 0:
+            raise UserError(
+                f"classifier: batch={self.batch}, rotations={self.rotations}, tau={self.tau}, "
+                f"rotation_weight={self.rotation_weight}; give a batch from 1 on, tau above 0 and nothing negative"
+            )
+        if not 0 <= self.smoothing < 1 or not 0 <= self.distillation <= 1 or not self.temperature > 0:
+            raise UserError(
+                f"classifier: smoothing={self.smoothing}, distillation={self.distillation}, "
+                f"temperature={self.temperature}; give [0, 1), [0, 1] and a number above 0"
+            )
+
+
+@dataclass
+class MAMLConfig:
+    """Model-agnostic meta-learning (systems ``maml`` and ``maml_first_order``).
+
+    The numbers of steps are those of Finn et al. 2017 for miniImageNet.
+
+    Args:
+        inner_steps: gradient steps on the support set while training.
+        test_steps: gradient steps on the support set in validation and test.
+        inner_lr: rate of these steps; 0 for 16 / D, because features of unit RMS move the logits in proportion to
+            their number D. That is 0.01 with the 1600 features of Conv-4 on miniImageNet (published: 0.01 with 800)
+            and 0.25 with its 64 features of 28 pixels (published for Omniglot: 0.4, one step).
+        first_order: leave second derivatives out (maml_first_order always does).
+        batch_norm: whose moments normalise the queries: support, those of the task's examples, so that each query
+            is answered for itself; transductive, those of all queries of the task together, as published.
+        head: shared, one learned start for every class (any number of ways, their order does not matter); per_way,
+            one for each position, as published.
+    """
+
+    inner_steps: int = 5
+    test_steps: int = 10
+    inner_lr: float = 0.0
+    first_order: bool = False
+    batch_norm: Literal["support", "transductive"] = "support"
+    head: Literal["shared", "per_way"] = "shared"
+
+    def __post_init__(self) -> None:
+        if not min(self.inner_steps, self.test_steps, self.inner_lr) >= 0:
+            raise UserError(
+                f"maml: inner_steps={self.inner_steps}, test_steps={self.test_steps}, inner_lr={self.inner_lr}; "
+                "give nothing negative"
+            )
+        if self.batch_norm not in ("support", "transductive") or self.head not in ("shared", "per_way"):
+            raise UserError(
+                f"maml: batch_norm={self.batch_norm!r}, head={self.head!r}; "
+                "give support or transductive, and shared or per_way"
+            )
+
+
+@dataclass
+class VersaConfig:
+    """Amortised classifier weights (system ``versa``).
+
+    Args:
+        hidden: width of the two hidden layers of each inference network.
+        samples: classifiers sampled in a training step (L of Gordon et al. 2019).
+        log_sigma: log standard deviation of the weights at the start.
+    """
+
+    hidden: int = 256
+    samples: int = 10
+    log_sigma: float = -1.0
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1 or self.samples < 1:
+            raise UserError(f"versa: hidden={self.hidden}, samples={self.samples}; give at least 1 of each")
+
+
+@dataclass
+class RFSConfig:
+    """Logistic regression on the features of a task (system ``rfs``).
+
+    Args:
+        c: inverse weight of the squared norm of the weights, scikit-learn's C (published: 1).
+        iterations: of the solver; more are needed for c far above 1.
+    """
+
+    c: float = 1.0
+    iterations: int = 100
+
+    def __post_init__(self) -> None:
+        if not self.c > 0 or self.iterations < 1:
+            raise UserError(f"rfs: c={self.c}, iterations={self.iterations}; give c above 0 and at least 1 iteration")
