@@ -13,6 +13,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from pyro_vsm.errors import UserError
 from pyro_vsm.precision import full_precision
 
 LOG_2PI = math.log(2 * math.pi)
@@ -282,3 +283,21 @@ def mahalanobis_map(diag: Tensor, factor: Tensor) -> Tensor:
     """C ``[..., R, D]`` with ``x^T (diag(d) + F F^T)^-1 x = |x / sqrt(d)|^2 - |C x|^2`` (Woodbury's identity)."""
     tril, scaled = _capacitance(factor, diag)
     return torch.linalg.solve_triangular(tril, scaled.mT, upper=False)
+
+
+def gaussian_parts(p: TorchDistribution) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean ``[..., D]``, factor ``[..., D, R]`` and diagonal ``[..., D]`` of a Gaussian.
+
+    Raises:
+        UserError: p is neither a diagonal nor a low-rank Gaussian.
+    """
+    if isinstance(p, LowRankGaussian):
+        return p.loc, p.factor, p.diag
+    base = getattr(p, "base_dist", None)
+    if isinstance(base, torch.distributions.Normal):
+        return base.loc, base.loc.new_zeros(p.event_shape[0], 1), base.scale.square()
+    raise UserError(
+        f"a closed form (posterior_z conjugate, likelihood generative) needs a Gaussian p(z|m) and q(z|m,S), not "
+        f"{type(p).__name__}; choose prior_z memory, empirical_bayes, conditional or standard_normal, and "
+        "posterior_z conjugate or amortised"
+    )

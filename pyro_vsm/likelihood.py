@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vsm.distributions import mahalanobis_map
+from pyro_vsm.distributions import gaussian_parts, mahalanobis_map
 from pyro_vsm.networks import Positive
 from pyro_vsm.noise import Noise
 from pyro_vsm.precision import full_precision
@@ -25,6 +27,13 @@ class Likelihood(nn.Module, ABC):
     @abstractmethod
     def forward(self, z: Tensor, task: Task) -> Tensor:
         """Logits ``[..., T, Q, N]`` of the task's queries for prototypes ``z [..., T, N, D]``."""
+
+    def marginal(self, q: TorchDistribution, task: Task) -> Tensor | None:
+        """Logits ``[..., T, Q, N]`` with z integrated out under q, where the model has them in closed form.
+
+        None, as here, where it has not: probabilities are then averaged over samples of z.
+        """
+        return None
 
 
 LIKELIHOODS: Registry[Likelihood] = Registry("likelihood", Likelihood)
@@ -92,3 +101,35 @@ class GaussianLikelihood(Likelihood):
             with full_precision(z):
                 logits = logits - half_distance(query @ c.mT, z @ c.mT)
         return self.tau() * logits / inverse.sum(-1, keepdim=True)
+
+
+@LIKELIHOODS.register("generative")
+class GenerativeLikelihood(GaussianLikelihood):
+    """``p(h(x) | y=n, z) = N(h(x); z_n, W)`` with equal class probabilities: a model of the queries' features, too.
+
+    Given z, y has the same logits as under ``gaussian``. The prediction differs: here the query's features are data,
+    so z_n is integrated out of the density, ``p(y=n | x, S) ~ int N(h; z_n, W) q(z_n) dz_n = N(h; mean_n, W + V_n)``
+    (DESIGN, section 4), tempered by tau as above. Sampling z in hundreds of dimensions adds noise that this has not.
+    """
+
+    def marginal(self, q: TorchDistribution, task: Task) -> Tensor:
+        """See the interface; exact for a Gaussian q.
+
+        Raises:
+            UserError: q is not Gaussian.
+        """
+        loc, factor, diag = gaussian_parts(q)
+        noise, noise_factor = self.noise(task)
+        with full_precision(loc):
+            covariance = torch.diag_embed(noise + diag) + factor @ factor.mT  # [..., T|1, N|1, D, D]
+            if noise_factor is not None:
+                covariance = covariance + noise_factor @ noise_factor.mT
+            tril, _ = torch.linalg.cholesky_ex(covariance)
+            precision = torch.cholesky_inverse(tril)
+            query, weighted = task.query, (precision @ loc.unsqueeze(-1)).squeeze(-1)
+            logits = 2 * query @ weighted.mT - (loc * weighted).sum(-1).unsqueeze(-2)
+            if precision.shape[-3] > 1:  # otherwise the terms left out are the same for every class
+                own = ((query.unsqueeze(-3) @ precision) * query.unsqueeze(-3)).sum(-1).mT
+                logits = logits - own - 2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1).unsqueeze(-2)
+            scale = precision.diagonal(dim1=-2, dim2=-1).sum(-1).mean(-1)[..., None, None]
+        return self.tau() * logits / scale

@@ -83,6 +83,13 @@ class VSMProgram(nn.Module):
                 prior = self.prior_z(m, task) if self.posterior_z.uses_prior else None
                 pyro.sample("z", self.posterior_z(m, task, prior))
 
+    def marginal(self, task: Task) -> Tensor | None:
+        """Logits ``[..., T, Q, N]`` with m sampled from q(m|M,S) and z integrated out; None without a closed form."""
+        tasks, classes, _ = self._plates(task)
+        with tasks, classes:
+            m = self._m(lambda: self.posterior_m(task), task)
+            return self.likelihood.marginal(self.posterior_z(m, task, self.prior_z(m, task)), task)
+
     def _m(self, factor: Callable[[], TorchDistribution], task: Task) -> Tensor:
         """M ``[..., T, N, D]``: sampled from its factor, or read out of the memory."""
         if not self.memory_use.latent:

@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import pyro.distributions as dist
-import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from pyro_vsm.distributions import (
     LowRankGaussian,
     RelaxedGaussianMixture,
     conjugate_posterior,
+    gaussian_parts,
 )
 from pyro_vsm.errors import UserError
 from pyro_vsm.networks import Residual, ResidualGaussian
@@ -196,20 +196,3 @@ class ConjugatePosteriorZ(PosteriorZ):
         if self.net is None:
             return q
         return LowRankGaussian(self.net(q.loc, s, m), q.factor, q.diag)
-
-
-def gaussian_parts(p: TorchDistribution) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean ``[..., D]``, factor ``[..., D, R]`` and diagonal ``[..., D]`` of a Gaussian.
-
-    Raises:
-        UserError: p is neither a diagonal nor a low-rank Gaussian.
-    """
-    if isinstance(p, LowRankGaussian):
-        return p.loc, p.factor, p.diag
-    base = getattr(p, "base_dist", None)
-    if isinstance(base, torch.distributions.Normal):
-        return base.loc, base.loc.new_zeros(p.event_shape[0], 1), base.scale.square()
-    raise UserError(
-        f"posterior_z: conjugate needs a Gaussian prior of z, not {type(p).__name__}; choose prior_z memory, "
-        "empirical_bayes, conditional or standard_normal"
-    )

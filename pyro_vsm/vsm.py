@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_vsm.encoder import Encoder
 from pyro_vsm.errors import UserError
 from pyro_vsm.fewshot import FewShotModel, split_episode
-from pyro_vsm.likelihood import LIKELIHOODS
+from pyro_vsm.likelihood import LIKELIHOODS, Likelihood
 from pyro_vsm.memory import SemanticMemory, Write
 from pyro_vsm.memory_updates import MEMORY_UPDATES
 from pyro_vsm.memory_uses import MEMORY_USES
@@ -30,7 +30,8 @@ class Inference:
     """What the model believes of one episode: S posterior samples, N ways, Q queries, D features, C entries.
 
     Attributes:
-        probabilities: ``[Q, N]``, averaged over the samples.
+        probabilities: ``[Q, N]``, averaged over the samples; with z integrated out where the likelihood can
+            (``generative``).
         sample_probabilities: ``[S, Q, N]``, for each sample.
         z: posterior samples of the prototypes, ``[S, N, D]``.
         m: posterior samples of the recalled memory, ``[S, N, D]`` (one reading repeated where m is not latent).
@@ -211,7 +212,18 @@ class VSM(FewShotModel):
 
     def predict(self, support: Tensor, query: Tensor, samples: int = 100) -> Tensor:
         """See :class:`FewShotModel`."""
-        return self.posterior(self.task(support, query), samples)[1].softmax(-1).mean(0)
+        task = self.task(support, query)
+        logits = self.marginal(task, samples)
+        return (self.posterior(task, samples)[1] if logits is None else logits).softmax(-1).mean(0)
+
+    def marginal(self, task: Task, samples: int) -> Tensor | None:
+        """Logits ``[S, T, Q, N]`` with z integrated out, or None where the likelihood has no closed form."""
+        if type(self.program.likelihood).marginal is Likelihood.marginal:
+            return None
+        task = task.unlabelled()
+        with pyro.plate("samples", samples, dim=-3):
+            logits = self.program.marginal(task)
+        return None if logits is None else logits.expand(samples, *logits.shape[-3:])
 
     def predict_samples(self, support: Sequence[Tensor], query: Tensor, samples: int = 100) -> Tensor:
         """See :class:`FewShotModel`; exact for any numbers of examples: the factors read mean and number."""
@@ -247,6 +259,7 @@ class VSM(FewShotModel):
             check_features(support, query, self.dim)
             task = self.task(support, query)
             trace, logits = self.posterior(task, samples)
+            exact = self.marginal(task, samples)
         finally:
             self.train(mode)
         z: Any = trace.nodes["z"]["value"]
@@ -254,7 +267,7 @@ class VSM(FewShotModel):
         N, D = z.shape[-2:]
         p = logits.softmax(-1)[:, 0]
         return Inference(
-            probabilities=p.mean(0),
+            probabilities=p.mean(0) if exact is None else exact.softmax(-1).mean(0)[0],
             sample_probabilities=p,
             z=z.expand(samples, 1, N, D)[:, 0],
             m=m.expand(samples, 1, N, D)[:, 0],

@@ -69,5 +69,5 @@ def test_as_an_object():
 
 def test_the_conjugate_posterior_refuses_it_in_a_sentence():
     model = vsm(8, prior_z=PATH, posterior_z="conjugate")
-    with pytest.raises(UserError, match="needs a Gaussian prior of z"):
+    with pytest.raises(UserError, match="needs a Gaussian p"):
         model.predict(torch.randn(1, 3, 1, 8), torch.randn(1, 4, 8), 5)
