@@ -63,8 +63,8 @@ class MAMLConfig:
         first_order: leave second derivatives out (maml_first_order always does).
         batch_norm: whose moments normalise the queries: support, those of the task's examples, so that each query
             is answered for itself; transductive, those of all queries of the task together, as published.
-        head: shared, one learned start for every class (any number of ways, their order does not matter); per_way,
-            one for each position, as published.
+        head: shared, the same start for every class, zero (any number of ways, their order does not matter);
+            per_way, a learned one for each position, as published.
     """
 
     inner_steps: int = 5

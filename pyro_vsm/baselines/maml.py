@@ -32,7 +32,7 @@ class TaskBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]``."""
-        values = x.float()
+        values = _wide(x)
         part = values[: self.first] if self.first else values
         mean = part.mean((0, 2, 3), keepdim=True)
         gap = values - mean
@@ -44,7 +44,7 @@ class TaskBatchNorm2d(nn.BatchNorm2d):
 
 
 class MAML(FewShotModel):
-    """Backbone and linear head start a task from learned weights and take gradient steps on its support set.
+    """Backbone and linear head start a task from given weights and take gradient steps on its support set.
 
     What other systems call features are here the normalised pixels ``[B, C*H*W]``: what an image becomes depends on
     the task. All weights are adapted, those of the batch normalisation included. The backbone's output goes through
@@ -52,8 +52,10 @@ class MAML(FewShotModel):
 
     Choices, in :class:`~pyro_vsm.config.MAMLConfig`: batch normalisation by the moments of the support set, so that
     no query is told anything of the others (the published code takes those of the queries: ``transductive``); a
-    head with one learned start for all classes (Ye, Chao 2022), so that the order of the classes does not matter and
-    their number is free (published: ``per_way``).
+    head that starts alike for all classes (Ye, Chao 2022), so that the order of the classes does not matter and their
+    number is free (published: ``per_way``, a learned start for each position). What all classes' weights have in
+    common cancels in the softmax, before and after every step, so the common start is zero (Kao, Chiu, Chen 2022) and
+    nothing of it is learned.
 
     Args:
         encoder: images to features; its batch normalisations are replaced.
@@ -70,7 +72,7 @@ class MAML(FewShotModel):
             if type(module) is nn.BatchNorm2d:
                 module.__class__ = TaskBatchNorm2d
         self.inner_lr = config.inner_lr or 16 / encoder.dim
-        self.head = nn.Linear(encoder.dim, way if config.head == "per_way" else 1)
+        self.head = nn.Linear(encoder.dim, way) if config.head == "per_way" else None
 
     @property
     def dim(self) -> int:
@@ -138,16 +140,20 @@ class MAML(FewShotModel):
         Raises:
             UserError: more classes than a head of the kind ``per_way`` has.
         """
-        if self.config.head == "per_way" and way > self.head.out_features:
+        if self.head is not None and way > self.head.out_features:
             raise UserError(
                 f"maml: {way} classes, but its head was trained for {self.head.out_features}; "
                 "give fewer, or train with maml.head: shared"
             )
         start: Weights = {f"backbone.{k}": p for k, p in self.encoder.backbone.named_parameters()}
-        start.update({f"head.{k}": p for k, p in self.head.named_parameters()})
+        if self.head is not None:
+            start.update({"head.weight": self.head.weight[:way], "head.bias": self.head.bias[:way]})
+        else:  # a row of each class, or their steps would be one step
+            zeros = self.encoder.mean.new_zeros
+            start.update({"head.weight": zeros(way, self.encoder.dim), "head.bias": zeros(way)})
 
         def inner_loss(weights: Weights, x: Tensor) -> Tensor:
-            return F.cross_entropy(self._logits(weights, x, way), of)
+            return F.cross_entropy(self._logits(weights, x), of)
 
         def one_task(x: Tensor, queries: Tensor) -> Tensor:
             weights = start
@@ -157,12 +163,12 @@ class MAML(FewShotModel):
                     slope = {k: g.detach() for k, g in slope.items()}
                 weights = {k: w - self.inner_lr * slope[k] for k, w in weights.items()}
             if self.config.batch_norm == "transductive":
-                return self._logits(weights, queries, way)
-            return self._logits(weights, torch.cat([x, queries]), way, first=len(x))[len(x) :]
+                return self._logits(weights, queries)
+            return self._logits(weights, torch.cat([x, queries]), first=len(x))[len(x) :]
 
         return vmap(one_task, randomness="different", chunk_size=together)(examples, query)
 
-    def _logits(self, weights: Weights, pixels: Tensor, way: int, first: int = 0) -> Tensor:
+    def _logits(self, weights: Weights, pixels: Tensor, first: int = 0) -> Tensor:
         """``[B, N]`` of pixels ``[B, P]`` of one task, normalised by the moments of the first so many images."""
         e = self.encoder
         images = pixels.unflatten(1, (e.backbone.channels, e.backbone.image_size, e.backbone.image_size))
@@ -170,10 +176,7 @@ class MAML(FewShotModel):
         if e.flip and not self.training:
             h = (h + self._features(weights, images.flip(-1), first)) / 2
         with full_precision(h):
-            weight, bias = weights["head.weight"], weights["head.bias"]
-            if self.config.head == "shared":
-                weight, bias = weight.expand(way, -1), bias.expand(way)
-            return F.linear(h, weight[:way], bias[:way])
+            return F.linear(h, weights["head.weight"], weights["head.bias"])
 
     def _features(self, weights: Weights, images: Tensor, first: int) -> Tensor:
         e = self.encoder
@@ -184,4 +187,9 @@ class MAML(FewShotModel):
         low = e.amp and images.is_cuda
         with torch.autocast(images.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
             h = functional_call(e.backbone, own, (images,))
-        return e.feature_map(h.float())
+        return e.feature_map(_wide(h))
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Float32 of what autocast has made narrower; float64 stays."""
+    return x.float() if x.element_size() < 4 else x
