@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +30,11 @@ class Feed(ABC):
         """The model's loss and terms (see :meth:`FewShotModel.forward`) on a fresh random batch."""
 
 
+def _distortion(config: Config) -> Callable[..., Tensor]:
+    """Augmentation: a dozen passes over the pixels, or compiled one or two."""
+    return torch.compile(distort, dynamic=False) if config.training.compile else distort
+
+
 class EpisodeFeed(Feed):
     """Episodes of augmented images.
 
@@ -44,8 +50,7 @@ class EpisodeFeed(Feed):
         e = config.episodes
         self.data, self.config = data, config
         self.sampler = EpisodeSampler(data, way=e.way, shot=e.shot, queries=e.queries)
-        # a dozen passes over the pixels, or compiled one or two
-        self._distort = torch.compile(distort, dynamic=False) if config.training.compile else distort
+        self._distort = _distortion(config)
 
     def loss(self, model: FewShotModel, progress: Tensor) -> Loss:
         """See :class:`Feed`."""
@@ -105,14 +110,17 @@ class ImageFeed(Feed):
         if batch < 1:
             raise UserError(f"classifier.batch is {batch}; give at least 1")
         self.data, self.config, self.batch = data, config, batch
+        self._distort = _distortion(config)
         self.labels = torch.repeat_interleave(
             torch.arange(data.n_classes, device=data.images.device), data.counts.to(data.images.device)
         )
 
     def loss(self, model: FewShotModel, progress: Tensor) -> Loss:
         """See :class:`Feed`."""
-        index = parallel.share(torch.randint(len(self.labels), (self.batch,), device=self.labels.device))
-        images = augment(self.data.images[index], self.config.augment)
+        device = self.labels.device
+        index = torch.randint(len(self.labels), (self.batch,), device=device)
+        u, index = parallel.share(draws(self.batch, device).T).T, parallel.share(index)
+        images = self._distort(self.data.images, index, self.config.augment, u)
         return model.classify(images, self.labels[index], progress)  # type: ignore[operator]
 
 

@@ -27,6 +27,23 @@ def test_parameters_of_conv4():
     assert sum(p.numel() for p in Conv4(3, 84).parameters()) == by_hand
 
 
+@pytest.mark.parametrize("size", [28, 84])
+def test_average_pooling_of_conv4(size):
+    """The same convolutions; the last map is averaged instead of pooled and flattened."""
+    torch.manual_seed(0)
+    flat, mean = Conv4(3, size).eval(), Conv4(3, size, pool="average").eval()
+    mean.load_state_dict(flat.state_dict())
+    images = torch.rand(2, 3, size, size)
+    before_pooling = torch.nn.Sequential(*flat.blocks[:3], *flat.blocks[3][:3])(images)
+    assert mean.dim == 64
+    torch.testing.assert_close(mean(images), before_pooling.mean((2, 3)))
+
+
+def test_pooling_that_is_unknown():
+    with pytest.raises(UserError, match="conv4: pool is 'max'; give flatten or average"):
+        Conv4(3, 28, pool="max")
+
+
 @pytest.mark.parametrize("width", [0, -1, "8"])
 def test_width_that_is_no_number_of_channels(width):
     with pytest.raises(UserError, match="conv4: width is"):

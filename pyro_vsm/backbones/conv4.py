@@ -12,27 +12,33 @@ from pyro_vsm.errors import UserError
 class Conv4(Backbone):
     """Four blocks of 3x3 convolution, batch normalisation, ReLU and 2x2 max pooling.
 
-    84x84 images give ``width * 25`` features, 28x28 images ``width``.
+    84x84 images give ``width * 25`` features, 28x28 images ``width``; with ``average``, always ``width``.
 
     Args:
         channels: of the images.
         image_size: at least 16 pixels.
         width: channels of each block.
+        pool: ``flatten`` the last block's map; or ``average`` it over the positions, without max pooling in the last
+            block (Tian et al. 2020: such features of a classifier carry over to new classes much better).
 
     Raises:
-        UserError: images too small for four poolings, or no channels.
+        UserError: images too small for four poolings, no channels, or an unknown ``pool``.
     """
 
-    def __init__(self, channels: int, image_size: int, *, width: int = 64):
+    def __init__(self, channels: int, image_size: int, *, width: int = 64, pool: str = "flatten"):
         super().__init__(channels, image_size)
+        if pool not in ("flatten", "average"):
+            raise UserError(f"conv4: pool is {pool!r}; give flatten or average")
+        average = pool == "average"
         if image_size < 16:
             raise UserError(f"conv4: images of {image_size} pixels are too small; give at least 16")
         if not isinstance(width, int) or width < 1:
             raise UserError(f"conv4: width is {width!r}; give a whole number of channels from 1 on")
-        self.blocks = nn.Sequential(
-            *(self._block(channels if i == 0 else width, width) for i in range(4)), nn.Flatten()
-        )
-        self.dim = width * (image_size // 16) ** 2
+        blocks = [self._block(channels if i == 0 else width, width) for i in range(4)]
+        if average:
+            blocks[-1][-1] = nn.AdaptiveAvgPool2d(1)
+        self.blocks = nn.Sequential(*blocks, nn.Flatten())
+        self.dim = width if average else width * (image_size // 16) ** 2
 
     @staticmethod
     def _block(inputs: int, outputs: int) -> nn.Sequential:
