@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from tqdm import trange
 
-from pyro_vsm.answering import encode_all
 from pyro_vsm.config import Config
 from pyro_vsm.data.episodes import fixed_episodes
 from pyro_vsm.data.images import ClassImages
+from pyro_vsm.feature_cache import split_features
 from pyro_vsm.fewshot import FewShotModel
 
 SEED = 2
@@ -34,7 +34,7 @@ def calibrate(
         return
     device = parameters[0].device
     e = config.episodes
-    features = encode_all(model, data.images, device=device)
+    features = split_features(model, data, device=device)
     episodes = fixed_episodes(
         data, way=e.way, shot=e.shot, queries=config.evaluation.queries, episodes=steps * tasks, seed=SEED
     ).to(device)

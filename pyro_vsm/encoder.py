@@ -22,6 +22,7 @@ class Encoder(nn.Module):
         compiled: run the backbone through ``torch.compile`` while training.
         feature_map: what is done to the backbone's output; by default it is scaled to unit RMS.
         flip: in evaluation, average the features of an image and of its mirror image.
+        cached: the backbone is frozen, and its outputs may be kept (:mod:`pyro_vsm.feature_cache`).
 
     Raises:
         UserError: mean and std do not have one number a channel.
@@ -40,6 +41,7 @@ class Encoder(nn.Module):
         compiled: bool = False,
         feature_map: FeatureMap | None = None,
         flip: bool = False,
+        cached: bool = False,
     ):
         super().__init__()
         if not len(mean) == len(std) == backbone.channels:
@@ -49,7 +51,7 @@ class Encoder(nn.Module):
             )
         self.backbone = backbone
         self.feature_map = FeatureMap(backbone.dim) if feature_map is None else feature_map
-        self.amp, self.compiled, self.flip = amp, compiled, flip
+        self.amp, self.compiled, self.flip, self.cached = amp, compiled, flip, cached
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).clamp_min(1e-3).view(-1, 1, 1))
 
@@ -64,10 +66,13 @@ class Encoder(nn.Module):
         Raises:
             UserError: images of another shape than the backbone was made for.
         """
-        h = self.feature_map(self.raw(images))
-        if self.flip and not self.training:
-            h = (h + self.feature_map(self.raw(images.flip(-1)))) / 2
-        return h
+        mirrored = (self.raw(images.flip(-1)),) if self.flip and not self.training else ()
+        return self.features(self.raw(images), *mirrored)
+
+    def features(self, raw: Tensor, mirrored: Tensor | None = None) -> Tensor:
+        """Features ``[B, D]`` of the backbone's outputs, and of those of the mirror images where both are given."""
+        h = self.feature_map(raw)
+        return h if mirrored is None else (h + self.feature_map(mirrored)) / 2
 
     def raw(self, images: Tensor) -> Tensor:
         """The backbone's output ``[B, D]`` (float32) of images ``[B, C, H, W]``, uint8 or float in [0, 1].

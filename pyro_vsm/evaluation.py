@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_vsm import metrics
 from pyro_vsm.answering import BLOCK, Evaluable, answer, encode_all
 from pyro_vsm.errors import UserError
+from pyro_vsm.feature_cache import split_features
 from pyro_vsm.results import EpisodeResults, compare, episodes_hash
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ __all__ = [
     "evaluate_model",
     "evaluate_tempered",
     "predict_probabilities",
+    "split_features",
 ]
 
 
@@ -209,10 +211,10 @@ def evaluate_model(
     device: torch.device | str | None = None,
     amp: bool = False,
 ) -> EpisodeResults:
-    """`encode_all` on the images of a split, then `evaluate` with their identity; arguments as in those."""
+    """`split_features` of a split, then `evaluate` with its identity; arguments as in `encode_all` and `evaluate`."""
     return evaluate(
         model,
-        encode_all(model, data.images, batch=batch, device=device, amp=amp),
+        split_features(model, data, batch=batch, device=device, amp=amp),
         episodes,
         samples=samples,
         seed=seed,

@@ -15,6 +15,7 @@ from pyro_vsm.data.augment import augment, distort, draws
 from pyro_vsm.data.episodes import EpisodeIndex, EpisodeSampler
 from pyro_vsm.data.images import ClassImages
 from pyro_vsm.errors import UserError
+from pyro_vsm.feature_cache import split_features
 
 if TYPE_CHECKING:
     from pyro_vsm.fewshot import FewShotModel
@@ -131,9 +132,10 @@ def augmented_features(model: FewShotModel, data: ClassImages, config: Config, v
     model.eval()
     size = 1024 if data.images.is_cuda else 128
     result = torch.empty(views, len(data.images), model.dim, device=data.images.device)
-    for view in range(views):
+    result[0] = split_features(model, data, device=data.images.device)
+    for view in range(1, views):
         for start in range(0, len(data.images), size):
             images = data.images[start : start + size]
-            result[view, start : start + size] = model.encode(augment(images, config.augment) if view else images)
+            result[view, start : start + size] = model.encode(augment(images, config.augment))
     model.train(mode)
     return result

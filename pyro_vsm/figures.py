@@ -80,7 +80,7 @@ def draw_models(
     """
     from pyro_vsm import data as data_sources
     from pyro_vsm.data.episodes import fixed_episodes
-    from pyro_vsm.evaluation import encode_all, evaluate
+    from pyro_vsm.evaluation import evaluate, split_features
     from pyro_vsm.loading import load, read_config
     from pyro_vsm.vsm import VSM
 
@@ -99,7 +99,7 @@ def draw_models(
     written = []
     for name in found:
         model = load(folder / name, device=device)
-        features = encode_all(model, split.images, device=next(model.parameters()).device)
+        features = split_features(model, split, device=next(model.parameters()).device)
         by_shot[name] = {}
         for shot in sorted(set(shots or [1, 2, 5])):
             drawn = fixed_episodes(split, way=way, shot=shot, queries=queries, episodes=episodes, seed=e.seed)

@@ -156,7 +156,14 @@ def build_model(
         flip = settings.pop("flip")
         feature_map = FeatureMap(backbone.dim, **settings)
         encoder = Encoder(
-            backbone, images.mean, images.std, amp=amp, compiled=compiled, feature_map=feature_map, flip=flip
+            backbone,
+            images.mean,
+            images.std,
+            amp=amp,
+            compiled=compiled,
+            feature_map=feature_map,
+            flip=flip,
+            cached=config.training.freeze and config.data.cache,
         )
         return SYSTEMS[name](encoder, config, images, trusted)
     except (TypeError, ValueError, RuntimeError) as error:  # of a value that a part cannot work with

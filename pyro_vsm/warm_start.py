@@ -9,6 +9,7 @@ import torch
 from pyro_vsm import checkpoint
 from pyro_vsm.data.images import ClassImages
 from pyro_vsm.errors import UserError
+from pyro_vsm.feature_cache import raw_features
 from pyro_vsm.fewshot import FewShotModel
 
 BACKBONE = "encoder.backbone."
@@ -38,10 +39,10 @@ def warm_start(model: FewShotModel, path: Path | str, data: ClassImages, device:
     mode = model.training
     model.eval()
     labels = torch.repeat_interleave(torch.arange(data.n_classes), data.counts.cpu()).to(device)
-    size = 1024 if device.type == "cuda" else 128
     with torch.no_grad():
         encoder = model.encoder
-        parts = [data.images[i : i + size].to(device) for i in range(0, len(data.images), size)]
-        encoder.feature_map.fit(torch.cat([encoder.feature_map.scaled(encoder.raw(x)) for x in parts]))
-        model.start(torch.cat([model.encode(x) for x in parts]), labels)
+        raw = raw_features(encoder, data, device)
+        mirrored = (raw_features(encoder, data, device, mirrored=True),) if encoder.flip else ()
+        encoder.feature_map.fit(encoder.feature_map.scaled(raw))
+        model.start(encoder.features(raw, *mirrored), labels)
     model.train(mode)

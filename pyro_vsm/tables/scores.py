@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from pyro_vsm import checkpoint, metrics
-from pyro_vsm.answering import Evaluable, encode_all
+from pyro_vsm.answering import Evaluable
 from pyro_vsm.config import EvaluationConfig
 from pyro_vsm.data import Splits
 from pyro_vsm.data.episodes import EpisodeIndex, fixed_episodes
 from pyro_vsm.data.images import ClassImages
 from pyro_vsm.errors import UserError
 from pyro_vsm.evaluation import detect_unknown, evaluate_tempered, predict_probabilities
+from pyro_vsm.feature_cache import split_features
 from pyro_vsm.loading import load_model
 from pyro_vsm.results import EpisodeResults, episodes_hash
 from pyro_vsm.tables.definition import Protocol, Table
@@ -104,10 +105,10 @@ class TableScores:
         left = [p for p in keys if p not in found]
         if left:
             loaded = load_model(model)[0].to(self.device)
-            features = encode_all(loaded, self.split.images, device=self.device)
+            features = split_features(loaded, self.split, device=self.device)
             fitting = features
             if self.fitting and self.validation is not self.split:
-                fitting = encode_all(loaded, self.validation.images, device=self.device)
+                fitting = split_features(loaded, self.validation, device=self.device)
             for p in left:
                 self._evaluate(loaded, features, fitting, p, self._stem(model, p), keys[p])
                 scores = _read(self._stem(model, p), keys[p])
