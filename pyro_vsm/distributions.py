@@ -239,7 +239,7 @@ def conjugate_posterior(
 ) -> LowRankGaussian:
     r"""Exact posterior of z under ``z ~ N(mu_0, B)``, ``B = D + F F^T``, and K observations ``h_k | z ~ N(z, W)``.
 
-    ``q(z|S) = N(V (W^-1 sum_k h_k + B^-1 mu_0), V)``, ``V = (B^-1 + K W^-1)^-1`` (DESIGN, section 4), with
+    ``q(z|S) = N(V (W^-1 sum_k h_k + B^-1 mu_0), V)``, ``V = (B^-1 + K W^-1)^-1`` (docs/mathematics.md), with
     ``W = W_0 + G G^T``, W_0 diagonal. To stay low-rank and free of cancellation, read the prior as
     ``z = mu_0 + F u + sqrt(D) e`` and the observations' mean as ``z + G v / sqrt(K) + sqrt(W_0/K) n`` with u, v, e, n
     standard normal. With ``y = (u, v)``, ``H = (F, G/sqrt(K))`` and ``S = D + W_0/K``, the variance of the

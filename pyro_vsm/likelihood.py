@@ -40,7 +40,7 @@ LIKELIHOODS: Registry[Likelihood] = Registry("likelihood", Likelihood)
 
 
 def half_distance(query: Tensor, z: Tensor) -> Tensor:
-    """``-|h - z|^2 + |h|^2``, ``[..., T, Q, N]``: |h|^2 is the same for every class and cancels in the softmax."""
+    """``-|h - z|^2 + |h|^2``, ``[..., T, Q, N]``: ``|h|^2`` is that of every class and cancels in the softmax."""
     with full_precision(z):
         return 2 * query @ z.mT - z.square().sum(-1).unsqueeze(-2)
 
@@ -109,7 +109,7 @@ class GenerativeLikelihood(GaussianLikelihood):
 
     Given z, y has the same logits as under ``gaussian``. The prediction differs: here the query's features are data,
     so z_n is integrated out of the density, ``p(y=n | x, S) ~ int N(h; z_n, W) q(z_n) dz_n = N(h; mean_n, W + V_n)``
-    (DESIGN, section 4), tempered by tau as above. Sampling z in hundreds of dimensions adds noise that this has not.
+    (docs/mathematics.md), tempered by tau as above. Sampling z in hundreds of dimensions adds noise that this has not.
     """
 
     def marginal(self, q: TorchDistribution, task: Task) -> Tensor:

@@ -45,7 +45,7 @@ class ResidualGaussian(Residual):
     """Mean and standard deviation of a diagonal Gaussian around a given point.
 
     ``mean = start + f(conditions)``, ``log sigma = log_sigma + g(conditions)`` bounded to [-6, 2], f and g zero at
-    the start: the deterministic prototype with little noise, which is what trains stably (DESIGN, section 4).
+    the start: the deterministic prototype with little noise, which is what trains stably.
 
     Args:
         dim: feature dimension D.

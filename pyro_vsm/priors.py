@@ -150,7 +150,7 @@ class MemoryPriorZ(PriorZ):
 class EmpiricalBayesPriorZ(PriorZ):
     """``p(z|m,M) = N(mu_0 + rho (m - mu_0), a B + b)``: the Gaussian of the class means in the memory.
 
-    ``mu_0`` and ``B`` are mean and covariance of the allowed entries (DESIGN, section 4). B has rank below C, so
+    ``mu_0`` and ``B`` are mean and covariance of the allowed entries (docs/mathematics.md). B has rank below C, so
     the density is exact in low-rank form. ``a``, the floor ``b`` of the variances and the pull ``rho`` towards
     the recalled m are learned. With an empty memory: ``N(rho m, 1 + b)``.
 
@@ -182,7 +182,7 @@ class EmpiricalBayesPriorZ(PriorZ):
 
 @PRIORS_Z.register("conditional")
 class ConditionalPriorZ(PriorZ):
-    """The paper's ``p(z|x,m)``: query-conditioned, so z is no class prototype in the strict sense (DESIGN, 5).
+    """The paper's ``p(z|x,m)``: query-conditioned, so z is no class prototype in the strict sense.
 
     One ``p(z|x_i,m) = N(mu(x_i,m), sigma(x_i,m)^2)`` a query. The paper averages KL(q(z|m,S) || p(z|x_i,m)) over
     the queries; that is the KL to the normalised geometric mean of the p(z|x_i,m), which is this Gaussian, up to

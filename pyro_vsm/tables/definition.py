@@ -1,4 +1,4 @@
-"""TABLE.yaml: which systems, under which settings and training seeds, make up a table of results.
+"""TABLE.yaml: which systems, under which settings and training seeds, make up a table of results::
 
     title: 5-way 1-shot on miniImageNet
     base: ../conv4_1shot.yaml              # settings of every row: a file, from this one's folder, or written out
