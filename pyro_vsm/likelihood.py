@@ -109,7 +109,8 @@ class GenerativeLikelihood(GaussianLikelihood):
 
     Given z, y has the same logits as under ``gaussian``. The prediction differs: here the query's features are data,
     so z_n is integrated out of the density, ``p(y=n | x, S) ~ int N(h; z_n, W) q(z_n) dz_n = N(h; mean_n, W + V_n)``
-    (docs/mathematics.md), tempered by tau as above. Sampling z in hundreds of dimensions adds noise that this has not.
+    (docs/mathematics.md), tempered by tau as above. Sampling z in hundreds of dimensions adds noise that this has
+    not.
     """
 
     def marginal(self, q: TorchDistribution, task: Task) -> Tensor:
