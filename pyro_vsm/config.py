@@ -96,6 +96,8 @@ class TrainingConfig:
         weight_decay: decoupled (AdamW).
         schedule: of the learning rates: cosine to zero, or constant.
         clip: largest norm of the gradient; 0 for none.
+        bad_steps: stop after so many steps in a row whose loss or gradient is not finite; every such step is skipped
+            and counted in the log (looked at every log_every steps).
         ema: decay of the moving average of the weights that is validated and kept; 0 for none.
         seed: of initialisation, episodes, augmentation and posterior noise.
         device: auto, cpu, cuda or cuda:N.
@@ -123,6 +125,7 @@ class TrainingConfig:
     weight_decay: float = 0.0
     schedule: Literal["cosine", "constant"] = "cosine"
     clip: float = 5.0
+    bad_steps: int = 10
     ema: float = 0.99
     seed: int = 0
     device: str = "auto"
@@ -155,6 +158,8 @@ class TrainingConfig:
                 f"training: lr={self.lr}, head_lr={self.head_lr}, weight_decay={self.weight_decay}, "
                 f"clip={self.clip}, ema={self.ema}; rates cannot be negative and ema lies in [0, 1)"
             )
+        if self.bad_steps < 1:
+            raise UserError(f"training.bad_steps is {self.bad_steps}; give at least 1")
         if self.views < 1:
             raise UserError(f"training.views is {self.views}; give at least 1")
         if not self.init and (self.freeze or self.steps == 0):

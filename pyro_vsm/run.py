@@ -107,6 +107,8 @@ class Run:
         tensors = {f"model.{k}": v for k, v in trainer.model.state_dict().items()}
         tensors |= {f"average.{i}": v for i, v in enumerate(trainer.average.values)}
         tensors |= {f"sum.{k}": v for k, v in trainer.sums.items()}
+        guard, terms = trainer.guard.state()
+        tensors |= guard
         for index, state in trainer.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
         meta = {
@@ -115,6 +117,7 @@ class Run:
             "best_step": trainer.best_step,
             "seconds": trainer.seconds,
             "sums": list(trainer.sums),  # in the order of the log
+            "guard": terms,
             "random": random_meta,
         }
         checkpoint.write(self.state_path, tensors | random_tensors, {**self.meta, **meta})
@@ -155,6 +158,7 @@ class Run:
         for i, value in enumerate(trainer.average.values):
             value.copy_(tensors[f"average.{i}"])
         trainer.sums = {k: tensors[f"sum.{k}"].to(trainer.device) for k in meta["sums"]}
+        trainer.guard.restore(tensors, meta.get("guard", []), meta["step"] % trainer.config.training.log_every)
         state = trainer.optimizer.state_dict()
         for key, value in tensors.items():
             if key.startswith("optimizer."):

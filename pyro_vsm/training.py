@@ -21,6 +21,7 @@ from pyro_vsm.data.episodes import fixed_episodes
 from pyro_vsm.errors import UserError
 from pyro_vsm.evaluation import evaluate_model
 from pyro_vsm.fewshot import FewShotModel
+from pyro_vsm.guard import StepGuard
 from pyro_vsm.results import EpisodeResults
 from pyro_vsm.run import Run
 from pyro_vsm.signals import Interrupt
@@ -110,6 +111,7 @@ class Trainer:
         groups = [{"params": g, "lr": torch.tensor(lr, device=self.device) if cuda else lr} for g, lr in parts]
         self.parameters = backbone + heads
         self.optimizer = self._optimizer(groups, cuda)
+        self.guard = StepGuard(self.model, self.optimizer, self.device)
         # heads of the joint batch are the same in every process: nothing to average
         self.split_parameters = backbone if model.joint else self.parameters
         self.average = Average(self.parameters, t.ema, compiled=t.compile_heads)
@@ -123,10 +125,12 @@ class Trainer:
 
     def _optimizer(self, groups: list[dict[str, Any]], cuda: bool) -> torch.optim.Optimizer:
         t = self.config.training
-        if t.optimizer == "sgd":  # fused, because only that takes a rate from the device without waiting for it
-            return torch.optim.SGD(
-                groups, momentum=0.9, nesterov=True, weight_decay=t.weight_decay, fused=cuda, foreach=not cuda
-            )
+        # fused, because only that takes a rate and a request to skip from the device without waiting for it
+        if t.optimizer == "sgd":
+            sgd = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=t.weight_decay, fused=True)
+            for p in self.parameters:  # PyTorch leaves the buffers unset where the first step is skipped
+                sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            return sgd
         return torch.optim.AdamW(groups, weight_decay=t.weight_decay, capturable=cuda, fused=True)
 
     # --- one step ---------------------------------------------------------------------------------------------
@@ -143,22 +147,33 @@ class Trainer:
                 group["lr"] = rate * factor
         self.progress.fill_(done)
         self.average.set_step(self.step)
+        self.guard.set_step(self.step + 1)
 
     def _step(self) -> None:
-        """One optimiser step, without waiting for the device (and so fit for capture)."""
+        """One optimiser step, without waiting for the device (and so fit for capture); skipped if not finite."""
         self.optimizer.zero_grad(set_to_none=True)
+        self.guard.before()
         loss, terms = self.feed.loss(self.model, self.progress)
         loss.backward()
         parallel.average_gradients(self.split_parameters)
-        if self.config.training.clip:
-            terms["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.config.training.clip)
+        values = {"loss": loss.detach(), **terms, "gradient_norm": self._clip()}
+        good = self.guard.judge(values)
         self.optimizer.step()
+        self.average.rate.mul_(good)
         self.average.update()
         self.model.after_step()
-        values = {"loss": loss.detach(), **terms}
+        good = self.guard.after()
         for key in [k for k in values if k not in self.sums]:  # in the order of the log
             self.sums[key] = torch.zeros((), device=self.device)
-        torch._foreach_add_([self.sums[key] for key in values], [value.detach() for value in values.values()])
+        summands = torch.stack([v.detach().float() for v in values.values()]).masked_fill(~good, 0.0)
+        torch._foreach_add_([self.sums[key] for key in values], list(summands.unbind()))
+
+    def _clip(self) -> Tensor:
+        """Clip the gradient to the norm asked for; its norm before."""
+        clip = self.config.training.clip
+        if clip:
+            return nn.utils.clip_grad_norm_(self.parameters, clip)
+        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
     def _advance(self) -> None:
         """The next step, eagerly or by replaying the captured graph."""
@@ -190,12 +205,11 @@ class Trainer:
         """Train until the last step, or until interrupted.
 
         Raises:
-            UserError: the loss is no longer finite; the last good checkpoint stays.
+            UserError: too many steps in a row were not finite; the last good state is saved.
         """
         t = self.config.training
         started = time.perf_counter()
         self.model.train()
-        since = self.step - self.step % t.log_every  # a restored state brings the sums since the last line
         look = {"unit": "step", "dynamic_ncols": True, "mininterval": 0.5, "disable": not parallel.is_main()}
         bar = tqdm(total=t.steps, initial=self.step, desc=self.name, **look)  # type: ignore[call-overload]
         with bar, pyro.validation_enabled(False):
@@ -204,8 +218,7 @@ class Trainer:
                 bar.update()
                 last = self.step == t.steps
                 if self.step % t.log_every == 0 or last:
-                    bar.set_postfix(self._log(self.step - since))
-                    since = self.step
+                    bar.set_postfix(self._log(started))
                     self.model.refresh()
                 if last or (t.validate_every and self.step % t.validate_every == 0):
                     self._validate(bar)
@@ -226,34 +239,43 @@ class Trainer:
             return requested
         return self.step % 10 == 0 and parallel.agree(requested)
 
-    def _log(self, steps: int) -> dict[str, str]:
+    def _log(self, started: float) -> dict[str, str]:
         """Write the means since the last line; the one place where training waits for the device."""
         keys = list(self.sums)
         parallel.level([*self.model.parameters(), *self.model.buffers()])
-        means = parallel.average(torch.stack([self.sums[k] for k in keys]) / max(steps, 1)).tolist()
+        totals = parallel.average(torch.stack([self.sums[k] for k in keys])).tolist()
+        found = self.guard.findings()
         for value in self.sums.values():
             value.zero_()
-        record = dict(zip(keys, means))
-        self._refuse([k for k, v in record.items() if not math.isfinite(v)], self.step - steps)
+        self.guard.next_line()
+        record = {k: total / found.good for k, total in zip(keys, totals)} if found.good else {}
+        if found.skipped:
+            record["skipped"] = found.skipped
         self.run.log(self.step, "train", record)
-        return {"loss": f"{record['loss']:.3f}"}
+        limit = self.config.training.bad_steps
+        if found.row >= limit:
+            self.guard.forgive()
+            self._save(started)
+            raise UserError(
+                f"{self.name}: {found.sentence()}; they were skipped, and after {limit} such steps training stops "
+                f"(training.bad_steps); the weights before them are saved in {self.run.folder}: lower training.lr or "
+                "the KL weights, or look at the data"
+            )
+        shown = {"loss": f"{record['loss']:.3f}" if found.good else "none"}
+        return {**shown, "skipped": str(found.skipped)} if found.skipped else shown
 
-    def _refuse(self, odd: list[str], since: int) -> None:
+    def _check(self) -> None:
+        """Refuse to validate or to save weights that are no longer finite."""
+        values = self.model.state_dict()
+        floats = [k for k, v in values.items() if v.is_floating_point()]
+        finite = torch.stack([torch.isfinite(values[k]).all() for k in floats]).tolist()
+        odd = [k for k, ok in zip(floats, finite) if not ok]
         if odd:
             more = f" (and {len(odd) - 5} more)" if len(odd) > 5 else ""
             raise UserError(
-                f"{self.name}: {', '.join(odd[:5])}{more} stopped being finite between steps {since} and "
-                f"{self.step}; "
-                f"what was saved before is kept in {self.run.folder}: lower training.lr or the KL weights"
+                f"{self.name}: {', '.join(odd[:5])}{more} stopped being finite by step {self.step}; what was saved "
+                f"before is kept in {self.run.folder}: lower training.lr or the KL weights"
             )
-
-    def _check(self) -> None:
-        """Refuse to validate or to save what is no longer finite."""
-        values = {**self.sums, **self.model.state_dict()}
-        floats = [k for k, v in values.items() if v.is_floating_point()]
-        finite = torch.stack([torch.isfinite(values[k]).all() for k in floats]).tolist()
-        t = self.config.training
-        self._refuse([k for k, ok in zip(floats, finite) if not ok], (self.step - 1) // t.log_every * t.log_every)
 
     def _validate(self, bar: tqdm) -> None:
         self._check()

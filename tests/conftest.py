@@ -98,7 +98,7 @@ def tiny_config(tiny_settings: dict) -> Callable[..., Config]:
     def make(**changes) -> Config:
         values = {**tiny_settings}
         for name, change in changes.items():
-            values[name] = {**values[name], **change} if isinstance(change, dict) else change
+            values[name] = {**values.get(name, {}), **change} if isinstance(change, dict) else change
         return Config.from_dict(values)
 
     return make

@@ -274,30 +274,6 @@ def test_logged_means_are_of_the_steps_since_the_last_line(make_trainer, monkeyp
 # --- when it goes wrong -----------------------------------------------------------------------------------------
 
 
-class Breaking(PrototypicalNetwork):
-    """Whose loss becomes NaN at the fifth step."""
-
-    calls = 0
-
-    def loss(self, features, shot, classes, progress):
-        loss, terms = super().loss(features, shot, classes, progress)
-        self.calls += 1
-        if self.calls == 5:
-            return loss * math.nan, {**terms, "accuracy": terms["accuracy"] * math.nan}
-        return loss, terms
-
-
-@pytest.mark.parametrize("training", [{"log_every": 2}, {"log_every": 100, "validate_every": 0}, {"clip": 0.0}])
-def test_loss_that_is_no_longer_finite_is_named_and_the_last_state_kept(make_trainer, training):
-    trainer = make_trainer("pn", training={"steps": 20, "checkpoint_every": 2, "validate_every": 2, **training})
-    trainer.model = Breaking(trainer.model.encoder)
-    with pytest.raises(UserError, match=r"loss, .*accuracy.* stopped being finite between steps \d+ and 6"):
-        trainer.fit()
-    state = load_file(trainer.run.state_path)
-    assert all(v.isfinite().all() for v in state.values())
-    assert json.loads(_meta(trainer.run.state_path)["pyro_vsm"])["step"] == 4
-
-
 def _meta(path):
     from safetensors import safe_open
 
@@ -315,7 +291,7 @@ def test_weights_that_are_no_longer_finite_are_not_saved(make_trainer, monkeypat
             model.encoder.backbone.blocks[0][0].weight.data.fill_(math.inf)
 
     monkeypatch.setattr(PrototypicalNetwork, "after_step", spoil)
-    with pytest.raises(UserError, match=r"encoder\.backbone\.blocks\.0\.0\.weight stopped being finite .* and 4"):
+    with pytest.raises(UserError, match=r"encoder\.backbone\.blocks\.0\.0\.weight stopped being finite by step 4"):
         trainer.fit()
     assert json.loads(_meta(trainer.run.state_path)["pyro_vsm"])["step"] == 2
 
