@@ -192,7 +192,7 @@ def answer(
     # no_grad, not inference_mode: a model may enable gradients inside, to fit a classifier to the support set
     with torch.no_grad(), _untouched(model, device):
         mine = parallel.portion(len(index), block)
-        for start in tqdm(range(mine.start, mine.stop, block), unit="block", disable=not progress):
+        for start in tqdm(range(mine.start, mine.stop, block), unit="block", leave=False, disable=not progress):
             rows = index[start : min(start + block, mine.stop)]
             _seed(seed, start, device)
             support = features[rows.support[:, :known]]

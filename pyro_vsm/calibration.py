@@ -27,7 +27,9 @@ def calibrate(
         model: in evaluation mode, on its device.
         data: validation images.
         config: its ``episodes`` (way, shot) and ``evaluation.queries``.
-        steps, tasks, lr: of Adam; each step takes other episodes.
+        steps, tasks: of Adam; each step takes other episodes.
+        lr: its rate, times the parameter's size at the start where that is above 1: an inverse temperature of 5 must
+            be able to reach 0.5 within the steps.
     """
     parameters = model.calibration_parameters()
     if not parameters:
@@ -43,13 +45,14 @@ def calibrate(
     for p in frozen:
         p.requires_grad_(False)
     fitted = [p for p in parameters if p.requires_grad]
-    optimizer = torch.optim.Adam(fitted, lr=lr)
+    rates = [lr * max(1.0, float(p.detach().abs().max())) for p in fitted]
+    optimizer = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in zip(fitted, rates)])
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         torch.manual_seed(SEED)
         for step in trange(steps, desc="calibration", unit="step", dynamic_ncols=True, leave=False):
-            rate = 1 - step / steps
-            optimizer.param_groups[0]["lr"] = lr * rate
+            for group, rate in zip(optimizer.param_groups, rates):
+                group["lr"] = rate * (1 - step / steps)
             rows = episodes[step * tasks : (step + 1) * tasks]
             q = model.predict(features[rows.support], features[rows.query].flatten(1, 2), 20)
             loss = -q.gather(-1, labels.unsqueeze(-1)).clamp_min(1e-12).log().mean()

@@ -256,6 +256,7 @@ def compare_systems(
             progress=False,
         )
         results[name].save(folder / f"episodes-{_file_name(name)}.safetensors")
+        del model  # before the next is loaded
     took = time.perf_counter() - started
     rows = compare(results, reference or ("pn" if "pn" in results else next(iter(results))))
     for row in rows:

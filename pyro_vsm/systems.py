@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
 from pyro_vsm.backbones import BACKBONES
 from pyro_vsm.baselines import MAML, PrototypicalNetwork, Versa
 from pyro_vsm.baselines.rfs import RFS
@@ -16,6 +18,7 @@ from pyro_vsm.encoder import Encoder
 from pyro_vsm.errors import UserError
 from pyro_vsm.feature_map import FeatureMap
 from pyro_vsm.fewshot import FewShotModel
+from pyro_vsm.likelihood import Likelihood
 from pyro_vsm.vsm import VSM
 
 
@@ -73,7 +76,23 @@ def _vsm(encoder: Encoder, parts: ModelConfig, images: ImageSpec, trusted: bool)
     settings = dict(vars(parts))
     del settings["backbone"]
     settings["capacity"] = parts.capacity or images.classes
-    return VSM(encoder, **settings, trusted=trusted)
+    model = VSM(encoder, **settings, trusted=trusted)
+    _check_closed_forms(model)
+    return model
+
+
+def _check_closed_forms(model: VSM) -> None:
+    """Let parts that need a Gaussian refuse another one now, and not at the first validation."""
+    program = model.program
+    closed = type(program.likelihood).marginal is not Likelihood.marginal
+    if not (closed or program.posterior_z.uses_prior):
+        return
+    zeros = model.encoder.mean.new_zeros(1, 2, 1, model.dim)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        task = model.task(zeros, zeros[:, 0])
+        q = program.posterior_z(zeros[:, :, 0], task, program.prior_z(zeros[:, :, 0], task))
+        if closed:
+            program.likelihood.marginal(q, task)
 
 
 @system("vpn")
@@ -98,7 +117,13 @@ def pn(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) -> Pr
 @system("classifier")
 def classifier(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) -> Classifier:
     """Classifier of the training classes; classifies new ones by the nearest mean feature."""
+    _trains_its_encoder("classifier", config)
     return Classifier(encoder, images.classes, config.classifier)
+
+
+def _trains_its_encoder(name: str, config: Config) -> None:
+    if config.training.freeze and config.training.steps:
+        raise UserError(f"{name} trains its encoder; leave training.freeze off, or set training.steps: 0 to test it")
 
 
 @system("maml")
@@ -124,6 +149,7 @@ def versa(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) ->
 @system("rfs")
 def rfs(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) -> RFS:
     """Classifier of the training classes; classifies new ones by logistic regression on its features."""
+    _trains_its_encoder("rfs", config)
     return RFS(encoder, images.classes, config.classifier, config.rfs)
 
 

@@ -21,7 +21,6 @@ from pyro_vsm.errors import UserError
 from pyro_vsm.evaluation import detect_unknown, evaluate, predict_probabilities
 from pyro_vsm.loading import load_model
 from pyro_vsm.replicates import over_both
-from pyro_vsm.systems import SYSTEMS
 from pyro_vsm.tables import make, make_table, read_table, scores
 from pyro_vsm.tables.scores import TEMPERATURE_SEED
 from pyro_vsm.training import Trainer
@@ -448,12 +447,10 @@ TABLES = sorted((Path(__file__).parent.parent / "experiments").glob("*/tables/*.
 
 @pytest.mark.parametrize("path", TABLES, ids=[f"{p.parent.parent.name} {p.stem}" for p in TABLES])
 def test_the_tables_of_this_project_can_be_read(path):
-    if "system: maml" in path.read_text() and "maml" not in SYSTEMS:
-        pytest.xfail("MAML, VERSA and RFS are being written")
     table = read_table(path)
     for row in table.rows:
         row.config(table.seeds[-1], Path)
-    assert len(table.seeds) >= 3
+    assert len(table.seeds) >= 3 or "--evaluation.split validation" in path.read_text()  # only to choose a recipe
     assert data_sources.SOURCES.get(table.rows[0].config(0, Path).data.name)
 
 

@@ -24,7 +24,7 @@ from pyro_vsm.training import pick_device
 
 COLUMNS = (
     "system", "protocol", "seeds", "accuracy", "accuracy_seed_sd", "paper", "accuracy_difference", "nll", "ece",
-    "ece_tempered", "brier", "auroc", "training_seconds",
+    "nll_tempered", "ece_tempered", "brier", "auroc", "training_seconds", "hardware",
 )  # fmt: skip
 """Of the table for people; the files for programs hold more."""
 

@@ -119,7 +119,7 @@ class TableScores:
     def _evaluate(
         self, model: Evaluable, features: Tensor, fitting: Tensor, p: Protocol, stem: Path, key: str
     ) -> None:
-        settings: dict[str, Any] = {"samples": self.e.samples, "seed": self.e.seed}
+        settings: dict[str, Any] = {"samples": self.e.samples, "seed": self.e.seed, "progress": True}
         temperatures = [1.0]
         if self.fitting:
             answers = predict_probabilities(model, fitting, self.fitting[p], **settings)
