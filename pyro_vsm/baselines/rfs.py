@@ -42,9 +42,10 @@ def logistic_regression(x: Tensor, y: Tensor, *, c: float = 1.0, iterations: int
     from three classes on. (For two classes that has one weight vector, which is the same as c / 2 here.)
 
     Source: the bound ``H <= (I - 11'/N)/2 (x) X'X`` of the Hessian (Böhning 1992), whose Newton step has one matrix
-    for all iterations and classes, with Nesterov's momentum. W lies in the span of the examples, so the matrix has
-    S + 1 rows whatever D is. In float64; on unit features with c = 1 the probabilities are exact to 1e-5 after 100
-    iterations for up to 100 examples a class, larger c needs more.
+    for all iterations and classes, with Nesterov's momentum, restarted in a task that has gone uphill (O'Donoghue,
+    Candès 2015). W lies in the span of the examples, so the matrix has S + 1 rows whatever D is. In float64; on unit
+    features and with 100 iterations the probabilities are exact to 1e-6 for c = 1 and up to 20 ways and 20 examples,
+    and to 1e-3 for c = 10; with c = 100 take 1000.
 
     Args:
         x: examples ``[T, S, D]``.
@@ -65,13 +66,17 @@ def logistic_regression(x: Tensor, y: Tensor, *, c: float = 1.0, iterations: int
     matrix[:, size, size] = size / 2
     inverse, _ = torch.linalg.inv_ex(matrix)  # never singular, and inv would wait for the device to find that out
     at = ahead = x.new_zeros(len(x), size + 1, y.shape[2])  # coefficients of the examples in W, then b
-    momentum = 1.0
+    momentum = x.new_ones(len(x), 1, 1)
     for _ in range(iterations):
         residual = torch.softmax(gram @ ahead[:, :size] + ahead[:, size:], -1) - y
-        gradient = torch.cat([residual + ahead[:, :size] / c, residual.sum(1, keepdim=True)], 1)
-        new = ahead - inverse @ gradient
-        grown = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
-        at, ahead, momentum = new, new + (momentum - 1) / grown * (new - at), grown
+        # the gradient is this with its first rows times c gram
+        reduced = torch.cat([residual + ahead[:, :size] / c, residual.sum(1, keepdim=True)], 1)
+        new = ahead - inverse @ reduced
+        step = new - at
+        rise = (gram @ reduced[:, :size] * step[:, :size]).sum((1, 2)) + (reduced[:, size] * step[:, size]).sum(-1)
+        momentum = torch.where(rise[:, None, None] > 0, 1.0, momentum)
+        grown = (1 + (1 + 4 * momentum.square()).sqrt()) / 2
+        at, ahead, momentum = new, new + (momentum - 1) / grown * step, grown
     return LinearClassifiers(at[:, :size].mT @ x, at[:, size])
 
 
