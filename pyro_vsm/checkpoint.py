@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,29 @@ FORMAT = 1
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that decide the numbers."""
-    return {"torch": torch.__version__, "pyro": pyro.__version__, "numpy": np.__version__}
+    """Of this package and the libraries that decide the numbers."""
+    return {
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "numpy": np.__version__,
+        "pyro_vsm": _own_version(),
+    }
 
 
-def write(path: Path | str, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+@cache
+def _own_version() -> str:
+    try:
+        return metadata.version("pyro-vsm")
+    except metadata.PackageNotFoundError:  # run from the sources
+        return "unknown"
+
+
+def write(
+    path: Path | str, tensors: dict[str, Tensor], meta: dict[str, Any], *, previous: Path | None = None
+) -> None:
     """Write ``tensors`` and the JSON-able ``meta`` to ``path``, whole or not at all.
+
+    ``previous`` is a name in the same folder under which an older file at ``path`` is kept.
 
     Raises:
         UserError: the file cannot be written.
@@ -35,7 +54,7 @@ def write(path: Path | str, tensors: dict[str, Tensor], meta: dict[str, Any]) ->
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     text = json.dumps({"format": FORMAT, "versions": versions(), **meta})
     header = {"pyro_vsm": text, "sha256": _digest(text, plain)}
-    write_atomic(Path(path), save(plain, metadata=header))
+    write_atomic(Path(path), save(plain, metadata=header), previous=previous)
 
 
 def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -58,7 +77,7 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 f"{path} is damaged (its content has changed since it was written); restore it or train again"
             )
         meta = json.loads(header["pyro_vsm"])
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged or no checkpoint ({error}); restore it or train again") from error
     if not isinstance(meta, dict) or meta.get("format") not in range(1, FORMAT + 1):
         raise UserError(f"{path} has a format that this version does not read; upgrade pyro-vsm")

@@ -22,11 +22,11 @@ from pyro_vsm.data.images import ClassImages
 from pyro_vsm.errors import UserError
 from pyro_vsm.evaluation import evaluate_model
 from pyro_vsm.figures import draw_run
-from pyro_vsm.files import write_atomic
+from pyro_vsm.files import is_temporary, write_atomic
 from pyro_vsm.loading import checkpoint_meta, load_model
 from pyro_vsm.results import EpisodeResults, compare
 from pyro_vsm.run import Run
-from pyro_vsm.signals import Interrupt
+from pyro_vsm.signals import Interrupt, stopping
 from pyro_vsm.systems import SYSTEMS, ImageSpec, build_model
 from pyro_vsm.training import Outcome, Trainer, pick_device
 from pyro_vsm.warm_start import warm_start
@@ -86,9 +86,14 @@ def train(
         seconds[name] = outcome.seconds
     log("")
     parallel.barrier()
-    compare_systems(models, getattr(data, config.evaluation.split), config, folder, seconds=seconds, log=log)
-    if parallel.is_main():
-        draw_run(folder)
+    try:
+        with stopping():
+            compare_systems(models, getattr(data, config.evaluation.split), config, folder, seconds=seconds, log=log)
+            if parallel.is_main():
+                draw_run(folder)
+    except KeyboardInterrupt:
+        log(f"Stopped after the training.\nGo on with: pyro-vsm train --resume {shlex.quote(str(folder))}")
+        return None
     log(f"\nRun folder: {folder}")
     return folder
 
@@ -127,14 +132,17 @@ def train_system(
     images = ImageSpec.of(data)
     model = build_model(name, config, images, amp=t.amp, compiled=t.compile)
     run = Run(folder / name, checkpoint_meta(name, config, images, data))
-    restoring = resume and run.state_path.exists()
+    restoring = resume and run.begun
     if t.init and not restoring:
         warm_start(model, t.init, data.train, pick_device(t.device))
     if t.freeze:
+        if restoring:
+            run.restore_weights(model)
         model.encoder.requires_grad_(False)
     trainer = Trainer(model, data, config, run, name)
     if restoring:
-        run.restore(trainer, force=force)
+        for note in run.restore(trainer, force=force):
+            log(f"Note: {note}.")
     else:
         run.forget()
     if first:  # not before a state of other settings could be refused
@@ -146,20 +154,24 @@ def train_system(
         log(f"Stopped {name} at step {outcome.step} of {t.steps}.")
         return None
     if t.calibrate:
-        fitted = load_model(run.model_path)[0]
-        calibrate(fitted, data.validation, config)
-        run.save_model(fitted, {"step": outcome.step, "validation_accuracy": outcome.best_accuracy})
+        fitted, meta = load_model(run.model_path)
+        if not meta.get("calibrated"):  # by a run that was stopped after this
+            calibrate(fitted, data.validation, config)
+            kept = {"step": outcome.step, "validation_accuracy": outcome.best_accuracy, "calibrated": True}
+            run.save_model(fitted, kept)
     return outcome
 
 
 def occupied(folder: Path) -> bool:
-    """Whether something lies in the folder.
+    """Whether something lies in the folder; empty folders and unfinished files of a run that was killed do not count.
 
     Raises:
         UserError: it is no folder, or cannot be read.
     """
     try:
-        return folder.exists() and any(folder.iterdir())
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(20, "Not a directory")
+        return any(not p.is_dir() and not is_temporary(p) for p in folder.rglob("*"))
     except OSError as error:
         raise UserError(f"cannot use {folder} as run folder ({error.strerror}); choose another --out") from error
 

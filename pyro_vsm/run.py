@@ -5,11 +5,14 @@ RUN/<system>/metrics.jsonl      one JSON object a line
 RUN/<system>/events.*           TensorBoard
 RUN/<system>/model.safetensors  the best model by validation, averaged weights: for evaluate and predict
 RUN/<system>/state.safetensors  everything that resuming needs
+RUN/<system>/state-previous.safetensors  the state saved before that one
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vsm import checkpoint, parallel
+from pyro_vsm.config import Config
 from pyro_vsm.errors import UserError
-from pyro_vsm.files import write_atomic
+from pyro_vsm.files import sweep, write_atomic
 
 if TYPE_CHECKING:
     from pyro_vsm.training import Trainer
@@ -61,6 +65,16 @@ class Run:
         """The state to resume from."""
         return self.folder / "state.safetensors"
 
+    @property
+    def previous_path(self) -> Path:
+        """The state before that one, for the case that it gets damaged."""
+        return self.folder / "state-previous.safetensors"
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a state to resume from."""
+        return self.state_path.exists() or self.previous_path.exists()
+
     def log(self, step: int, split: str, values: dict[str, float]) -> None:
         """Append one record ``{"step": ..., "split/name": value, ...}`` and its TensorBoard scalars."""
         if not parallel.is_main():
@@ -100,7 +114,7 @@ class Run:
         checkpoint.write(self.model_path, dict(model.state_dict()), {**self.meta, **extra})
 
     def save_state(self, trainer: Trainer) -> None:
-        """Write everything that :meth:`restore` needs; the previous state stays until this one is whole."""
+        """Write everything that :meth:`restore` needs; the state before it is kept as well."""
         if not parallel.is_main():
             return
         random_tensors, random_meta = checkpoint.random_state(trainer.device)
@@ -120,41 +134,97 @@ class Run:
             "guard": terms,
             "random": random_meta,
         }
-        checkpoint.write(self.state_path, tensors | random_tensors, {**self.meta, **meta})
+        tensors |= random_tensors
+        checkpoint.write(self.state_path, tensors, {**self.meta, **meta}, previous=self.previous_path)
 
-    def restore(self, trainer: Trainer, *, force: bool = False) -> None:
+    def restore(self, trainer: Trainer, *, force: bool = False) -> list[str]:
         """Continue where :meth:`save_state` left off; the log is cut back to that step.
 
+        Where the newest state is missing or damaged, the one before it is taken, and a damaged one put aside.
+
+        Returns:
+            What a user should know, one sentence each.
+
         Raises:
-            UserError: damaged state, or one of another configuration or other data (unless forced).
+            UserError: damaged states, or one of another configuration or other data (unless forced).
         """
-        tensors, meta = checkpoint.read(self.state_path)
+        path, tensors, meta, notes = self._newest()
         if meta.get("system") != self.meta["system"] or "step" not in meta:
-            raise UserError(
-                f"{self.state_path} is no state of training {self.meta['system']!r}; restore the right file"
-            )
-        differences = differing(meta.get("config", {}), self.meta["config"], "config")
-        differences += differing(meta.get("data", {}), self.meta["data"], "data")
+            raise UserError(f"{path} is no state of training {self.meta['system']!r}; restore the right file")
+        differences = self._differences(meta)
         if differences and not force:
             raise UserError(
-                f"{self.state_path} is of another run: {'; '.join(differences[:5])}; "
-                "use the same settings and data, or --force"
+                f"{path} is of another run: {'; '.join(differences[:5])}; use the same settings and data, or --force"
             )
         try:
-            self._restore(trainer, tensors, meta)
+            self._restore(trainer, tensors, meta, path)
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"{self.state_path} does not fit this training ({type(error).__name__}: {error}); restore the right "
+                f"{path} does not fit this training ({type(error).__name__}: {error}); restore the right "
                 "file, or train anew in another folder"
             ) from error
+        if path != self.state_path and self.state_path.exists() and parallel.is_main():
+            os.replace(self.state_path, self.folder / "state-damaged.safetensors")
+        changed = differing(meta.get("versions", {}), checkpoint.versions(), "versions")
+        if changed:
+            notes.append(f"{path} was saved by other versions ({'; '.join(changed)}): last digits may differ")
+        if trainer.best_step and not self._model_is_whole():
+            notes.append(f"{self.model_path} is missing or damaged: the best of the validations to come replaces it")
+            trainer.best_accuracy, trainer.best_step = -math.inf, 0
+        sweep(self.folder)
+        return notes
+
+    def restore_weights(self, model: nn.Module) -> None:
+        """The weights of the state alone, for a frozen encoder whose features the trainer computes at its start.
+
+        Raises:
+            UserError: damaged states, or one of another model.
+        """
+        path, tensors, _, _ = self._newest()
+        _load_model(model, tensors, path)
+
+    def _newest(self) -> tuple[Path, dict[str, Tensor], dict[str, Any], list[str]]:
+        """The newest state that is whole: its path, tensors and meta, and what is to be said of it."""
+        try:
+            return self.state_path, *checkpoint.read(self.state_path), []
+        except UserError as error:
+            try:
+                tensors, meta = checkpoint.read(self.previous_path)
+            except UserError as other:
+                if not self.previous_path.exists():
+                    raise error from None
+                raise UserError(f"{error}; and {other}") from error
+            note = f"{error}: going on from {self.previous_path.name}, saved at step {meta.get('step')}"
+            return self.previous_path, tensors, meta, [note]
+
+    def _differences(self, meta: dict[str, Any]) -> list[str]:
+        """Where configuration and data of a state differ from those of this training, if that changes the numbers."""
+        data = differing(meta.get("data", {}), self.meta["data"], "data")
+        old, new = meta.get("config", {}), self.meta["config"]
+        try:  # settings that are newer than the state have their defaults
+            old = Config.from_dict(old).to_dict()
+        except UserError:
+            pass
+        without_effect = {"config.data.threads", "config.data.cache"}
+        if not data:  # the same images, wherever they lie
+            without_effect.add("config.data.root")
+        settings = differing(old, new, "config")
+        return [line for line in settings if line.partition(": ")[0] not in without_effect] + data
+
+    def _model_is_whole(self) -> bool:
+        try:
+            checkpoint.read(self.model_path)
+        except UserError:
+            return False
+        return True
 
     def forget(self) -> None:
         """Cut back the log of a training that ended before its first state was saved."""
         self.metrics_path.unlink(missing_ok=True)
+        sweep(self.folder)
 
-    def _restore(self, trainer: Trainer, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        part = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        checkpoint.load_into(trainer.model, part, str(self.state_path))
+    def _restore(self, trainer: Trainer, tensors: dict[str, Tensor], meta: dict[str, Any], path: Path) -> None:
+        _load_model(trainer.model, tensors, path)
         for i, value in enumerate(trainer.average.values):
             value.copy_(tensors[f"average.{i}"])
         trainer.sums = {k: tensors[f"sum.{k}"].to(trainer.device) for k in meta["sums"]}
@@ -177,6 +247,11 @@ class Run:
         checkpoint.restore_random_state(tensors, meta["random"], trainer.device)
 
 
+def _load_model(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    part = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    checkpoint.load_into(model, part, str(path))
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a ``metrics.jsonl``, none if it is not there; a last line cut off by a crash is left out.
 
@@ -187,8 +262,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         lines = path.read_bytes().decode("utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
-    except (OSError, ValueError) as error:
+        records = [json.loads(line) for line in lines[:-1]]
+        if not all(isinstance(r, dict) and isinstance(r.get("step"), int) for r in records):
+            raise ValueError("a line that is no record of a step")
+        return records
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); restore it, or train anew in another folder") from error
 
 

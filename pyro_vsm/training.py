@@ -225,7 +225,7 @@ class Trainer:
                 if last or (t.checkpoint_every and self.step % t.checkpoint_every == 0):
                     self._save(started)
                     started = time.perf_counter()
-            if t.steps == 0:
+            if self.step >= t.steps and not self.best_step:  # nothing to train, or the best model was lost
                 self._validate(bar)
         if self.step < t.steps or t.steps == 0:
             self._save(started)

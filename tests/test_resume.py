@@ -15,11 +15,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pyro_vsm import jobs
+from pyro_vsm import checkpoint, jobs
 from pyro_vsm.cli import main
 from pyro_vsm.data import folder as folder_source
 from pyro_vsm.errors import UserError
 from pyro_vsm.run import read_metrics
+from pyro_vsm.systems import SYSTEMS
 from pyro_vsm.training import Trainer
 
 
@@ -74,8 +75,8 @@ def whole(tmp_path_factory, tiny_config):
     return jobs.train(tiny_config(systems=["vsm", "pn"]), tmp_path_factory.mktemp("whole") / "run", log=silent)
 
 
-def assert_same_run(a: Path, b: Path) -> None:
-    for system in ("vsm", "pn"):
+def assert_same_run(a: Path, b: Path, systems=("vsm", "pn")) -> None:
+    for system in systems:
         for name in ("model.safetensors", "state.safetensors"):
             x, y = load_file(a / system / name), load_file(b / system / name)
             assert x.keys() == y.keys()
@@ -99,6 +100,47 @@ def test_interrupted_runs_end_like_whole_ones(tmp_path, tiny_config, whole, stop
     stop_after(100)
     assert jobs.train(config, tmp_path / "run", resume=True, log=silent) == tmp_path / "run"
     assert_same_run(tmp_path / "run", whole)
+
+
+def stopped_and_whole(tmp_path, config, stop_after, stops=(3, 3)) -> tuple[Path, Path]:
+    """The folders of the same run twice: interrupted after so many steps, and whole."""
+    for number, steps in enumerate(stops):
+        stop_after(steps)
+        assert jobs.train(config, tmp_path / "stopped", resume=number > 0, log=silent) is None
+        torch.manual_seed(number)
+    stop_after(100)
+    assert jobs.train(config, tmp_path / "stopped", resume=True, log=silent)
+    assert jobs.train(config, tmp_path / "whole", log=silent)
+    return tmp_path / "stopped", tmp_path / "whole"
+
+
+@pytest.mark.parametrize("system", sorted(set(SYSTEMS) - {"vsm", "pn"}))
+def test_every_system_ends_like_a_whole_run(tmp_path, tiny_config, stop_after, system):
+    config = tiny_config(systems=[system], classifier={"batch": 8, "rotations": 1}, versa={"hidden": 16})
+    assert_same_run(*stopped_and_whole(tmp_path, config, stop_after), systems=[system])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training": {"optimizer": "sgd", "schedule": "constant", "ema": 0.0}},
+        {"training": {"clip": 0.0}, "augment": {"flip": True, "pad": 2, "brightness": 0.2}},
+        {"model": {"memory_use": "shuffled", "memory_update": "mean", "capacity": 5, "top_k": 2}},
+        {"model": {"objective": "importance_weighted", "posterior_m": "relaxed", "prior_z": "vamp"}},
+        {"model": {"posterior_z": "conjugate", "prior_z": "empirical_bayes", "within_rank": 2}},
+        {"training": {"calibrate": True}},
+    ],
+    ids=lambda changes: " ".join(f"{k}={v}" for c in changes.values() for k, v in c.items()),
+)
+def test_every_kind_of_training_ends_like_a_whole_one(tmp_path, tiny_config, stop_after, changes):
+    assert_same_run(*stopped_and_whole(tmp_path, tiny_config(**changes), stop_after), systems=["vsm"])
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_a_training_on_frozen_features_ends_like_a_whole_one(tmp_path, tiny_config, whole, stop_after, views):
+    training = {"init": str(whole / "pn"), "freeze": True, "views": views}
+    config = tiny_config(training=training, augment={"flip": True})
+    assert_same_run(*stopped_and_whole(tmp_path, config, stop_after), systems=["vsm"])
 
 
 def test_interrupted_in_the_last_step_of_a_system_the_next_does_not_begin(tmp_path, tiny_config, stop_after):
@@ -197,14 +239,129 @@ def damaged(content: bytes, how: str) -> bytes:
     return content[:where] + bytes([content[where] ^ 4]) + content[where + 1 :]
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "HTML", "tensor bit", "header bit", "length bit"])
-def test_damaged_states_are_refused(stopped, tiny_config, how):
-    path = stopped / "pn" / "state.safetensors"
-    path.write_bytes(damaged(path.read_bytes(), how))
-    before = (stopped / "pn" / "metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match=r"state\.safetensors is (damaged|a safetensors file of another)"):
+HOW = ["truncated", "empty", "HTML", "tensor bit", "header bit", "length bit"]
+
+
+@pytest.fixture(scope="module")
+def whole_pn(tmp_path_factory, tiny_config):
+    torch.set_num_threads(1)
+    return jobs.train(tiny_config(systems=["pn"]), tmp_path_factory.mktemp("whole pn") / "run", log=silent)
+
+
+@pytest.mark.parametrize("how", [*HOW, "missing"])
+def test_a_damaged_state_is_replaced_by_the_one_before_it(stopped, tiny_config, whole_pn, how):
+    path, lines = stopped / "pn" / "state.safetensors", []
+    content = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(damaged(content, how))
+    jobs.train(tiny_config(systems=["pn"]), stopped, resume=True, log=lines.append)
+    assert "going on from state-previous.safetensors, saved at step 4" in lines[1]
+    assert "state.safetensors" in lines[1]
+    if how != "missing":
+        assert (stopped / "pn" / "state-damaged.safetensors").read_bytes() == damaged(content, how)
+    assert_same_run(stopped, whole_pn, systems=["pn"])
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_where_both_states_are_damaged_nothing_is_touched(stopped, tiny_config, how):
+    for name in ("state", "state-previous"):
+        path = stopped / "pn" / f"{name}.safetensors"
+        path.write_bytes(damaged(path.read_bytes(), how))
+    before = {p: p.read_bytes() for p in stopped.rglob("*") if p.is_file()}
+    both = r"state\.safetensors is (damaged|a safetensors file of another).*; and .*state-previous\.safetensors is "
+    with pytest.raises(UserError, match=both):
         jobs.train(tiny_config(systems=["pn"]), stopped, resume=True, log=silent)
-    assert (stopped / "pn" / "metrics.jsonl").read_bytes() == before
+    assert {p: p.read_bytes() for p in stopped.rglob("*") if p.is_file()} == before
+
+
+def test_the_state_before_the_newest_is_kept(stopped):
+    steps = [checkpoint.read(stopped / "pn" / f"{n}.safetensors")[1]["step"] for n in ("state-previous", "state")]
+    assert steps == [4, 5]
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated"])
+def test_a_lost_best_model_is_replaced_by_the_next_one(stopped, tiny_config, how):
+    path, lines = stopped / "pn" / "model.safetensors", []
+    content = path.read_bytes()
+    path.unlink()
+    if how == "truncated":
+        path.write_bytes(content[:100])
+    assert jobs.train(tiny_config(systems=["pn"]), stopped, resume=True, log=lines.append) == stopped
+    assert any("model.safetensors is missing or damaged" in line for line in lines)
+    assert checkpoint.read(path)[1]["step"] == 8
+
+
+def test_the_best_model_of_a_finished_training_can_be_lost_too(tmp_path, tiny_config, whole_pn):
+    shutil.copytree(whole_pn, tmp_path / "run")
+    (tmp_path / "run" / "pn" / "model.safetensors").unlink()
+    assert jobs.train(tiny_config(systems=["pn"]), tmp_path / "run", resume=True, log=silent)
+    assert checkpoint.read(tmp_path / "run" / "pn" / "model.safetensors")[1]["step"] == 8
+
+
+def test_what_a_killed_writer_left_is_removed(stopped, tiny_config):
+    left = stopped / "pn" / f".{'0' * 32}.tmp"
+    left.write_bytes(b"half a state")
+    jobs.train(tiny_config(systems=["pn"]), stopped, resume=True, log=silent)
+    assert not left.exists()
+
+
+def test_a_run_killed_before_it_wrote_anything_does_not_block_its_folder(tmp_path, tiny_config):
+    (tmp_path / "run" / "pn").mkdir(parents=True)
+    (tmp_path / "run" / f".{'0' * 32}.tmp").write_bytes(b"half a configuration")
+    assert jobs.train(tiny_config(systems=["pn"]), tmp_path / "run", log=silent) == tmp_path / "run"
+
+
+def test_moved_data_other_threads_and_no_cache_do_not_matter(stopped, tiny_config, tiny_root, tmp_path, whole_pn):
+    shutil.copytree(tiny_root, tmp_path / "moved")
+    config = tiny_config(systems=["pn"], data={"root": str(tmp_path / "moved"), "threads": 3})
+    assert jobs.train(config, stopped, resume=True, log=silent) == stopped
+    assert_same_run(stopped, whole_pn, systems=["pn"])
+
+
+def test_other_versions_are_mentioned(stopped, tiny_config, monkeypatch):
+    lines = []
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "versions", lambda: {"torch": "9.0"})
+        jobs.train(tiny_config(systems=["pn"]), stopped, resume=True, log=lines.append)
+    assert any("saved by other versions (" in line and "-> 9.0" in line for line in lines)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_training_loses_nothing(tmp_path, tiny_config, whole_pn, monkeypatch, number):
+    lines = []
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "evaluate_model", lambda *_, **__: signal.raise_signal(number))
+        assert jobs.train(tiny_config(systems=["pn"]), tmp_path / "run", log=lines.append) is None
+    assert lines[-1].endswith(f"pyro-vsm train --resume {tmp_path / 'run'}")
+    assert jobs.train(tiny_config(systems=["pn"]), tmp_path / "run", resume=True, log=silent)
+    assert_same_run(tmp_path / "run", whole_pn, systems=["pn"])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_number_of_loading_threads_does_not_change_the_numbers(tmp_path, tiny_config, whole_pn, threads):
+    config = tiny_config(systems=["pn"], data={"threads": threads})
+    jobs.train(config, tmp_path / "run", log=silent)
+    assert_same_run(tmp_path / "run", whole_pn, systems=["pn"])
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("system", ["vsm", "pn"])
+def test_on_cuda_a_resumed_run_ends_like_a_whole_one(tmp_path, tiny_config, stop_after, system, graph):
+    """To 1e-3 of the largest value of each tensor: sums over threads are not in one order, and steps amplify that."""
+    training = {"device": "cuda", "cuda_graph": graph, "steps": 20, "validate_every": 10, "checkpoint_every": 10}
+    config = tiny_config(systems=[system], training=training)
+    stopped, whole = stopped_and_whole(tmp_path, config, stop_after, stops=(7, 6))
+    a, b = (load_file(run / system / "state.safetensors") for run in (stopped, whole))
+    assert a.keys() == b.keys()
+    assert torch.equal(a["random.cpu"], b["random.cpu"])
+    assert torch.equal(a["random.cuda"], b["random.cuda"])  # the same episodes, augmentation and noise to come
+    for name in a:
+        if name.startswith(("model.", "average.")):
+            x, y = a[name].double(), b[name].double()
+            assert (x - y).abs().max() <= 1e-3 * y.abs().max() + 1e-6, name
 
 
 @pytest.mark.parametrize("force", [False, True])
