@@ -1,0 +1,414 @@
+"""The compared systems against independent computations: MAML, VERSA, RFS, and the distillation of classifiers.
+
+What holds for every system alike is in ``test_systems.py``.
+"""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from core import statistics
+from core.quadrature import trapezoid
+from core.small import Flat
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_vsm.backbones import Backbone
+from pyro_vsm.backbones.conv4 import Conv4
+from pyro_vsm.baselines import MAML, Versa
+from pyro_vsm.baselines.rfs import RFS, logistic_regression
+from pyro_vsm.classifier import Classifier
+from pyro_vsm.config import ClassifierConfig, MAMLConfig, RFSConfig, VersaConfig
+from pyro_vsm.encoder import Encoder
+from pyro_vsm.errors import UserError
+from pyro_vsm.fewshot import split_episode
+
+DOUBLE = torch.float64
+PROGRESS = torch.zeros(())
+
+
+class Pixels(Backbone):
+    """A backbone without parameters: features are the pixels of 2x2 images."""
+
+    def __init__(self):
+        super().__init__(1, 2)
+        self.dim = 4
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+def gradients(loss: Tensor, model: nn.Module) -> dict[str, Tensor]:
+    names, parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad))
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found)}
+
+
+# --- MAML ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+def test_maml_of_a_linear_model_in_closed_form(first_order):
+    """One step of logistic regression: ``dL/dW = (1 - a H) L'(W - a g)``, its Hessian H written out."""
+    way, shot, rate = 3, 2, 0.7
+    config = MAMLConfig(inner_steps=1, inner_lr=rate, first_order=first_order, head="per_way")
+    model = MAML(Encoder(Pixels(), [0.0], [1.0]), config, way).double()
+    features = torch.randn(2, way, shot + 3, 4, dtype=DOUBLE)
+    loss, _ = model.loss(features, shot, torch.zeros(2, way), PROGRESS)
+    found = torch.cat([g.reshape(way, -1) for g in gradients(loss, model).values()], 1)  # [N, D + 1]
+
+    start = torch.cat([model.head.weight, model.head.bias.unsqueeze(1)], 1).detach().numpy()
+
+    def softmax(logits):
+        e = np.exp(logits - logits.max(1, keepdims=True))
+        return e / e.sum(1, keepdims=True)
+
+    expected, losses = 0.0, []
+    for task in features.numpy():
+        unit = task / np.sqrt((task**2).mean(-1, keepdims=True) + 1e-6)
+        one = np.concatenate([unit, np.ones((*unit.shape[:2], 1))], -1)
+        x, y = one[:, :shot].reshape(-1, 5), np.repeat(np.eye(way), shot, 0)
+        q, t = one[:, shot:].reshape(-1, 5), np.repeat(np.eye(way), 3, 0)
+        p = softmax(x @ start.T)
+        adapted = start - rate * (p - y).T @ x / len(x)
+        after = softmax(q @ adapted.T)
+        losses.append(-np.log((after * t).sum(1)).mean())
+        slope = (after - t).T @ q / len(q)
+        if not first_order:
+            curvature = np.einsum("in,nm->inm", p, np.eye(way)) - np.einsum("in,im->inm", p, p)
+            hessian = np.einsum("inm,id,ie->ndme", curvature, x, x) / len(x)
+            slope = slope - rate * np.einsum("ndme,me->nd", hessian, slope)
+        expected = expected + slope / len(features)
+    assert float(loss.detach()) == pytest.approx(np.mean(losses), abs=1e-12)
+    torch.testing.assert_close(found, torch.from_numpy(expected), atol=1e-10, rtol=1e-8)
+
+
+def unrolled(model: MAML, features: Tensor, shot: int, steps: int) -> Tensor:
+    """Logits ``[T, Q, N]`` of MAML on a Conv-4, one task after another, by autograd with graphs of gradients."""
+    support, query, _ = split_episode(features, shot)
+    way, c = support.shape[1], model.config
+    blocks = [(b[0].weight, b[1].weight, b[1].bias) for b in model.encoder.backbone.blocks[:4]]
+    if model.head is None:
+        head = [torch.zeros(*shape, dtype=DOUBLE, requires_grad=True) for shape in ((way, model.encoder.dim), (way,))]
+    else:
+        head = [model.head.weight, model.head.bias]
+    size = model.encoder.backbone.image_size
+
+    def logits(weights: list[Tensor], pixels: Tensor, first: int) -> Tensor:
+        h = pixels.reshape(-1, 1, size, size)
+        for i in range(4):
+            kernel, scale, shift = weights[3 * i : 3 * i + 3]
+            h = F.conv2d(h, kernel, padding=1)
+            own = h[:first] if first else h
+            var, mean = torch.var_mean(own, (0, 2, 3), correction=0, keepdim=True)
+            h = (h - mean) / (var + 1e-5).sqrt() * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
+            h = F.max_pool2d(F.relu(h), 2)
+        h = h.flatten(1)
+        h = h * torch.rsqrt(h.square().mean(1, keepdim=True) + 1e-6)
+        return h @ weights[12].T + weights[13]
+
+    answers = []
+    for s, q in zip(support, query):
+        weights, x = [*(w for block in blocks for w in block), *head], s.flatten(0, 1)
+        for _ in range(steps):
+            loss = F.cross_entropy(logits(weights, x, 0), torch.arange(way).repeat_interleave(shot))
+            slopes = torch.autograd.grad(loss, weights, create_graph=not c.first_order, retain_graph=True)
+            weights = [w - model.inner_lr * g for w, g in zip(weights, slopes)]
+        if c.batch_norm == "transductive":
+            answers.append(logits(weights, q, 0))
+        else:
+            answers.append(logits(weights, torch.cat([x, q]), len(x))[len(x) :])
+    return torch.stack(answers)
+
+
+def conv_maml(way: int = 3, **options) -> MAML:
+    config = MAMLConfig(**{"inner_steps": 3, "inner_lr": 0.4, **options})
+    model = MAML(Encoder(Conv4(1, 16, width=4), [0.5], [0.25]), config, way).double()
+    with torch.no_grad():  # so that every parameter matters
+        for block in model.encoder.backbone.blocks[:4]:
+            block[1].weight.add_(0.2 * torch.randn(4))
+            block[1].bias.add_(0.2 * torch.randn(4))
+    return model
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_norm": "transductive"}, {"head": "per_way"}], ids=["support", "transductive", "per_way"]
+)
+def test_maml_and_its_outer_gradient_are_those_of_an_unrolled_loop(options, first_order):
+    model = conv_maml(first_order=first_order, **options)
+    features = torch.randn(2, 3, 2 + 2, 256, dtype=DOUBLE)
+    _, _, labels = split_episode(features, 2)
+    loss, terms = model.loss(features, 2, torch.zeros(2, 3), PROGRESS)
+    answers = unrolled(model, features, 2, 3)
+    expected = F.cross_entropy(answers.flatten(0, 1), labels.flatten())
+    torch.testing.assert_close(loss, expected, atol=1e-10, rtol=1e-8)
+    assert float(terms["accuracy"]) == pytest.approx(float((answers.argmax(-1) == labels).double().mean()))
+    mine, theirs = gradients(loss, model), gradients(expected, model)
+    assert sum(float(g.norm()) for g in theirs.values()) > 0.1
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(mine[name], gradient, atol=1e-9, rtol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_first_order_leaves_the_second_derivatives_out_and_nothing_else():
+    exact, approximate = conv_maml(), conv_maml(first_order=True)
+    approximate.load_state_dict(exact.state_dict())
+    features = torch.randn(2, 3, 2 + 2, 256, dtype=DOUBLE)
+    results = [m.loss(features, 2, torch.zeros(2, 3), PROGRESS)[0] for m in (exact, approximate)]
+    assert torch.equal(results[0], results[1])
+    one, other = (gradients(loss, m) for loss, m in zip(results, (exact, approximate)))
+    gap = sum(float((one[n] - other[n]).square().sum()) for n in one)
+    assert gap > 0.01 * sum(float(g.square().sum()) for g in one.values())
+
+
+def test_prediction_takes_the_steps_of_the_test_and_forgets_them():
+    model = conv_maml(test_steps=5).eval()
+    support, query, _ = split_episode(torch.randn(3, 3, 2 + 2, 256, dtype=DOUBLE), 2)
+    before = copy.deepcopy(model.state_dict())
+    found = model.predict(support, query)
+    features = torch.cat([support, query.unflatten(1, (3, 2))], 2)
+    torch.testing.assert_close(found, unrolled(model, features, 2, 5).softmax(-1), atol=1e-8, rtol=1e-6)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    with torch.inference_mode():
+        torch.testing.assert_close(model.predict(support.clone(), query.clone()), found)
+
+
+def test_tasks_are_adapted_to_one_at_a_time_and_in_parts_alike(monkeypatch):
+    model = conv_maml().eval()
+    support, query, _ = split_episode(torch.randn(5, 3, 1 + 2, 256, dtype=DOUBLE), 1)
+    whole = model.predict(support, query)
+    for images in (1, 20):
+        monkeypatch.setattr("pyro_vsm.baselines.maml.IMAGES", images)
+        torch.testing.assert_close(model.predict(support, query), whole)
+    torch.testing.assert_close(model.predict(support[1:2], query[1:2])[0], whole[1])
+
+
+def test_a_query_is_answered_for_itself_unless_transductive():
+    support, query, _ = split_episode(torch.randn(2, 3, 1 + 4, 256, dtype=DOUBLE), 1)
+    model = conv_maml().eval()
+    torch.testing.assert_close(model.predict(support, query[:, :1]), model.predict(support, query)[:, :1])
+    told = conv_maml(batch_norm="transductive").eval()
+    assert not torch.allclose(told.predict(support, query[:, :1]), told.predict(support, query)[:, :1], atol=1e-3)
+
+
+def test_the_shared_head_knows_no_order_and_takes_any_number_of_classes():
+    support, query, _ = split_episode(torch.randn(2, 5, 2 + 2, 256, dtype=DOUBLE), 2)
+    order = torch.tensor([3, 0, 4, 2, 1])
+    model = conv_maml().eval()
+    assert model.head is None
+    p = model.predict(support, query)
+    torch.testing.assert_close(model.predict(support[:, order], query), p[..., order])
+    assert p.amax(-1).mean() > 0.3  # and it tells them apart
+    placed = conv_maml(5, head="per_way").eval()
+    assert not torch.allclose(
+        placed.predict(support[:, order], query), placed.predict(support, query)[..., order], atol=1e-3
+    )
+    assert placed.predict(support[:, :2], query).shape == (2, 10, 2)
+    with pytest.raises(UserError, match="maml: 5 classes, but its head was trained for 3; give fewer"):
+        conv_maml(3, head="per_way").predict(support, query)
+
+
+def test_what_all_classes_have_in_common_cancels():
+    """Why the shared start is zero: any other gives the same answers."""
+    shared, placed = conv_maml().eval(), conv_maml(head="per_way").eval()
+    placed.load_state_dict(shared.state_dict(), strict=False)
+    support, query, _ = split_episode(torch.randn(2, 3, 1 + 2, 256, dtype=DOUBLE), 1)
+    with torch.no_grad():
+        placed.head.weight.copy_(torch.randn(1, 4).expand(3, -1))
+        placed.head.bias.fill_(0.7)
+    torch.testing.assert_close(placed.predict(support, query), shared.predict(support, query))
+
+
+def test_the_rate_of_the_inner_steps_follows_the_dimension():
+    for size, rate in ((84, 0.01), (28, 0.25)):
+        model = MAML(Encoder(Conv4(3, size), [0.5] * 3, [0.2] * 3), MAMLConfig(), 5)
+        assert model.inner_lr == pytest.approx(rate)
+    assert conv_maml(inner_lr=0.3).inner_lr == 0.3
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"inner_steps": -1}, {"inner_lr": -0.1}, {"head": "mine"}, {"batch_norm": "running"}]
+)
+def test_maml_refuses_what_it_cannot_do(wrong):
+    with pytest.raises(UserError, match="maml: "):
+        MAMLConfig(**wrong)
+
+
+# --- VERSA --------------------------------------------------------------------------------------------------------
+
+
+def versa(dim: int, samples: int = 10) -> Versa:
+    model = Versa(Encoder(Flat(dim), [0.0], [1.0]), VersaConfig(hidden=5, samples=samples, log_sigma=0.3))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    return model
+
+
+def test_versas_moments_are_those_of_sampled_classifiers():
+    model, samples = versa(6), 40_000
+    support, query = torch.randn(1, 3, 2, 6), torch.randn(1, 4, 6)
+    with torch.no_grad():
+        mean, variance = model.moments(support, query)
+        s = support.mean(2)[0]
+        draws = [
+            centre(s) + (0.5 * log_variance(s)).exp() * torch.randn(samples, 3, width)
+            for centre, log_variance, width in (
+                (model.weight_mean, model.weight_log_variance, 6), (model.bias_mean, model.bias_log_variance, 1),
+            )
+        ]  # fmt: skip
+        logits = torch.einsum("lnd,qd->lqn", draws[0], query[0]) / math.sqrt(6) + draws[1].mT
+    statistics.agree(logits, mean[0], power=0.2, error=1e-4)
+    statistics.agree((logits - mean[0]).square(), variance[0], power=0.2, error=1e-4)
+
+
+def gaps(model: Versa, features: Tensor) -> tuple[Tensor, Tensor]:
+    """For two classes: mean and standard deviation of the right class's logit minus the other's, ``[Q]``, float64."""
+    support, query, labels = split_episode(features, 1)
+    mean, variance = (m[0].double() for m in model.moments(support, query))
+    sign = 1.0 - 2.0 * labels[0]
+    return sign * (mean[:, 0] - mean[:, 1]), variance.sum(-1).sqrt()
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_versas_loss_is_the_monte_carlo_log_likelihood(samples):
+    """``E log 1/L sum_l p(y|x,w_l)`` and its gradient, by quadrature over the logits of two classes."""
+    model, copies = versa(3, samples), 4000
+    features = torch.randn(1, 2, 1 + 2, 3)
+    eps, weight = trapezoid(40, samples)  # [G, L], [G]
+    centre, scale = gaps(model, features)
+    log_p = F.logsigmoid(centre + scale * eps.unsqueeze(-1))  # [G, L, Q]
+    exact = -(weight.unsqueeze(-1) * (log_p.logsumexp(1) - math.log(samples))).sum(0).mean()
+    value = torch.cat([exact.detach().reshape(1), *(g.flatten().double() for g in gradients(exact, model).values())])
+    rows = []
+    for _ in range(25):
+        loss, terms = model.loss(features.expand(copies, -1, -1, -1), 1, torch.zeros(copies, 2), PROGRESS)
+        assert float(terms["log_likelihood"]) == -float(loss.detach())
+        rows.append(torch.cat([loss.detach().reshape(1), *(g.flatten() for g in gradients(loss, model).values())]))
+    statistics.agree(torch.stack(rows).double(), value, power=0.1, error=1e-5)
+
+
+def test_versas_probabilities_are_averaged_over_classifiers():
+    model = versa(3).eval()
+    features = 4 * torch.randn(1, 2, 1 + 2, 3)
+    support, query, labels = split_episode(features, 1)
+    eps, weight = trapezoid(40, 1)
+    with torch.no_grad():
+        centre, scale = gaps(model, features)
+        exact = (weight.unsqueeze(-1) * torch.sigmoid(centre + scale * eps)).sum(0)
+        copies = model.predict(support.expand(200, -1, -1, -1), query.expand(200, -1, -1), 100)
+        found = copies.gather(-1, labels.expand(200, -1).unsqueeze(-1)).squeeze(-1)
+        assert (exact - torch.sigmoid(centre)).abs().max() > 0.02  # not what the mean classifier says
+    statistics.agree(found.double(), exact, power=0.05, error=1e-6)
+
+
+def test_versa_infers_a_class_from_its_own_examples_alone():
+    model = versa(6).eval()
+    support, query = torch.randn(1, 3, 2, 6), torch.randn(1, 4, 6)
+    mean, variance = model.moments(support, query)
+    fewer = model.moments(support[:, :2], query)
+    torch.testing.assert_close(fewer, (mean[..., :2], variance[..., :2]))
+
+
+def test_versas_variance_stays_finite_for_features_however_strange():
+    model = versa(6)
+    p = model.predict(1e4 * torch.randn(2, 3, 1, 6), torch.randn(2, 4, 6), 20)
+    assert torch.isfinite(p).all()
+
+
+# --- RFS ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ways", "shots", "c", "iterations"),
+    [(2, 1, 1, 100), (2, 5, 10, 100), (3, 1, 0.01, 100), (5, 1, 1, 100), (5, 5, 1, 100), (5, 20, 1, 100),
+     (20, 5, 1, 100), (5, 5, 10, 100), (5, 1, 100, 300), (5, 5, 100, 1000)],
+)  # fmt: skip
+def test_logistic_regression_is_that_of_scikit_learn(ways, shots, c, iterations):
+    centre = torch.randn(3, ways, 1, 32, dtype=DOUBLE)
+    x = F.normalize(torch.relu(centre + torch.randn(3, ways, shots, 32)).flatten(1, 2), dim=-1)
+    query = F.normalize(torch.relu(centre.squeeze(2) + torch.randn(3, ways, 32)), dim=-1)
+    labels = torch.arange(ways).repeat_interleave(shots)
+    fitted = logistic_regression(x, F.one_hot(labels, ways).expand(3, -1, -1), c=c, iterations=iterations)
+    found = fitted.logits(query).softmax(-1)
+    for t in range(3):
+        # with two classes scikit-learn has one weight vector, whose squared norm is twice that of a pair
+        reference = LogisticRegression(C=2 * c if ways == 2 else c, tol=1e-10, max_iter=20_000)
+        expected = reference.fit(x[t].numpy(), labels.numpy()).predict_proba(query[t].numpy())
+        np.testing.assert_allclose(found[t].numpy(), expected, atol=1e-5, rtol=0)
+
+
+def rfs(**options) -> RFS:
+    return RFS(Encoder(Conv4(1, 16, width=8), [0.5], [0.25]), 6, ClassifierConfig(), RFSConfig(**options))
+
+
+def test_rfs_regresses_on_normalised_features():
+    model = rfs(c=3.0, iterations=200).eval()
+    support, query = 5 * torch.randn(2, 4, 3, 8), torch.randn(2, 6, 8)
+    p = model.predict(support, query)
+    torch.testing.assert_close(model.predict(7 * support, 0.1 * query), p)  # lengths do not matter
+    reference = LogisticRegression(C=3.0, tol=1e-10, max_iter=20_000)
+    unit = F.normalize(support[1].flatten(0, 1), dim=-1).double().numpy()
+    reference.fit(unit, np.repeat(np.arange(4), 3))
+    expected = reference.predict_proba(F.normalize(query[1], dim=-1).double().numpy())
+    np.testing.assert_allclose(p[1].numpy(), expected, atol=1e-5)
+
+
+def test_rfs_counts_every_example_where_classes_differ_in_their_number():
+    model = rfs(iterations=200).eval()
+    support, query = [torch.randn(k, 8) for k in (1, 4, 2)], torch.randn(6, 8)
+    (p,) = model.predict_samples(support, query)
+    reference = LogisticRegression(tol=1e-10, max_iter=20_000)
+    reference.fit(F.normalize(torch.cat(support), dim=-1).double().numpy(), np.repeat(np.arange(3), (1, 4, 2)))
+    np.testing.assert_allclose(
+        p.numpy(), reference.predict_proba(F.normalize(query, dim=-1).double().numpy()), atol=1e-5
+    )
+
+
+# --- self-distillation --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["linear", "cosine"])
+def test_distillation_by_hand(head):
+    """``(1 - w) CE(y) + w t^2 KL(teacher^(1/t) || student^(1/t))``, the rotation's cross-entropy apart."""
+    options = {"head": head, "distillation": 0.3, "temperature": 2.5, "smoothing": 0.1, "rotation_weight": 0.7}
+    student, teacher = (
+        Classifier(Encoder(Conv4(1, 16, width=8), [0.5], [0.25]), 6, ClassifierConfig(**options)) for _ in range(2)
+    )
+    student._teacher = [teacher.eval()]
+    images, labels = torch.rand(5, 1, 16, 16), torch.tensor([0, 3, 1, 5, 3])
+    seen = []
+    raw = student.encoder.raw
+    student.encoder.raw = lambda x: seen.append(x.clone()) or raw(x)
+    loss, terms = student.classify(images, labels, PROGRESS)
+    copies = seen[0]
+    assert len(copies) == 10  # each image and a turned one
+    turns = [
+        next(k for k in range(4) if torch.equal(copies[5 + i], torch.rot90(images[i], k, (1, 2)))) for i in range(5)
+    ]
+    assert torch.equal(copies[:5], images)
+    assert min(turns) >= 1
+    with torch.no_grad():
+        student.encoder.raw = raw
+        h = raw(copies)  # batch normalisation by the same batch
+        mine, taught = student.head(h).double().numpy(), teacher.logits_of(copies)[0].double().numpy()
+        angles = student.rotation_head(h).double().numpy()
+
+    def log_softmax(x):
+        x = x - x.max(1, keepdims=True)
+        return x - np.log(np.exp(x).sum(1, keepdims=True))
+
+    target = 0.9 * np.eye(6)[np.tile(labels.numpy(), 2)] + 0.1 / 6
+    cross = -(target * log_softmax(mine)).sum(1).mean()
+    t = log_softmax(taught / 2.5)
+    divergence = 2.5**2 * (np.exp(t) * (t - log_softmax(mine / 2.5))).sum(1).mean()
+    rotation = -log_softmax(angles)[np.arange(10), [0] * 5 + turns].mean()
+    assert float(terms["cross_entropy"]) == pytest.approx(cross, rel=1e-4)
+    assert float(terms["distillation"]) == pytest.approx(divergence, rel=1e-4)
+    assert float(terms["rotation"]) == pytest.approx(rotation, rel=1e-4)
+    assert float(loss.detach()) == pytest.approx(0.7 * cross + 0.3 * divergence + 0.7 * rotation, rel=1e-4)
+    assert all(g.abs().max() > 0 for n, g in gradients(loss, student).items() if not n.startswith("tau"))
+    assert all(p.grad is None for p in teacher.parameters())
