@@ -15,6 +15,7 @@ from PIL import Image
 from pyro_vsm import plots
 from pyro_vsm.errors import UserError
 from pyro_vsm.metrics import Interval
+from pyro_vsm.plots.style import COLOURS
 from pyro_vsm.results import EpisodeResults
 
 RECORDS = [
@@ -44,6 +45,14 @@ def episode(n: int = 4, d: int = 8) -> dict[str, torch.Tensor]:
     }
 
 
+def panels() -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    one, two = episode(), episode()
+    return {
+        "1 shot": (one["support"][:, :1], one["query"], one["samples"]),
+        "3 shots": (two["support"], two["query"], two["samples"]),
+    }
+
+
 def pictures(*shape: int) -> torch.Tensor:
     return torch.randint(256, (*shape, 3, 12, 12), dtype=torch.uint8)
 
@@ -65,7 +74,8 @@ FIGURES = {
     "confusion_matrix": (lambda: plots.confusion_matrix(torch.randint(9, (4, 4)), ["a", "b", "c", "d"]), [
         ("predicted class", "true class"), ("", "queries of the true class (%)")]),
     "addressing_heatmap": (lambda: plots.addressing_heatmap(torch.randn(5, 60).softmax(-1)), [
-        ("memory entry (40 of 60, largest weights)", "class of the episode"), ("", "weight")]),
+        ("memory entry (40 of 60, the largest weights of each class)", "class of the episode"),
+        ("", "weight (%)\neven: 1.7")]),
     "histograms": (lambda: plots.histograms({"a": torch.rand(50), "b": torch.rand(50)}, "confidence (%)"), [
         ("confidence (%)", "share (%)")]),
     "picture_grid": (lambda: plots.picture_grid(pictures(2, 3), ["a", "b"]), [
@@ -80,6 +90,13 @@ FIGURES = {
         ("mutual information (nats), 8 groups of equal size", "wrong predictions (%)\nwith N % interval")]),
     "spread_by_shot": (lambda: plots.spread_by_shot({1: 0.5, 5: 0.2}, {1: 0.6, 5: 0.3}), [
         ("shot (support images a class)", "RMS a feature\n(features have RMS 1)")]),
+    "uncertainty_by_shot": (lambda: plots.uncertainty_by_shot({1: 0.2, 5: 0.1}, {1: 0.5, 5: 0.4}), [
+        ("shot (support images a class)", "uncertainty (nats a query)")]),
+    "objective_by_run": (lambda: plots.objective_by_run({"a": RECORDS, "b": RECORDS[3:]}), [
+        ("training step", "log-likelihood (nats a query)"), ("training step", "KL of z (nats a class)"),
+        ("training step", "KL of m (nats a class)")]),
+    "prototype_panels": (lambda: plots.prototype_panels(panels(), episode()["labels"]), [
+        ("PC 1 (N % of variance)", "PC 2 (N %)"), ("PC 1 (N % of variance)", "")]),
     "prototype_map": (lambda: plots.prototype_map(**episode()), [
         ("first principal component (N % of variance)", "second principal component (N %)")]),
 }  # fmt: skip
@@ -175,15 +192,93 @@ def test_confusions_are_shares_of_the_true_class():
     assert not plots.confusion_matrix(torch.eye(30)).axes[0].texts
 
 
-def test_the_heat_map_keeps_the_entries_with_the_largest_weights():
-    weights = torch.rand(3, 50) * 0.01
-    weights[1, 45:] = 0.5
-    ax = plots.addressing_heatmap(weights, ["a", "b", "c"], [f"e{i}" for i in range(50)]).axes[0]
+def test_the_heat_map_keeps_the_largest_weights_of_every_class():
+    weights = torch.rand(4, 50) * 0.01
+    weights[0, 45:] = weights[1, 45:] = 0.5  # of two classes alike
+    weights[2, :3] = 0.02
+    ax = plots.addressing_heatmap(weights, list("abcd"), [f"e{i}" for i in range(50)]).axes[0]
     names = [label.get_text() for label in ax.get_xticklabels()]
-    assert len(names) == 40
-    assert names[-5:] == ["e45", "e46", "e47", "e48", "e49"]
+    assert len(names) == len(set(names)) == 40
+    assert names[:5] == ["e45", "e46", "e47", "e48", "e49"]
+    assert {"e0", "e1", "e2"} < set(names)  # small beside the others, but the largest of a class
     chosen = [int(name[1:]) for name in names]
-    np.testing.assert_allclose(ax.images[0].get_array(), weights[:, chosen])
+    np.testing.assert_allclose(ax.images[0].get_array(), 100 * weights[:, chosen], rtol=1e-5)
+    few = plots.addressing_heatmap(weights[:, :20]).axes[0]
+    assert [t.get_text() for t in few.get_xticklabels()] == [f"entry {i + 1}" for i in range(20)]
+
+
+def test_pictures_stand_beside_their_rows_and_columns():
+    weights = torch.eye(3, 60) * 0.9
+    rows, columns = pictures(3), pictures(60)
+    ax = plots.addressing_heatmap(weights, None, None, rows, columns).axes[0]
+    heat, *thumbnails = ax.images
+    shown = [int(label.get_text().split()[1]) - 1 for label in ax.get_xticklabels()]
+    assert shown[0] == 0
+    assert heat.get_array().shape == (3, 24)
+    for image, expected in zip(thumbnails, torch.cat([rows, columns[shown]])):
+        np.testing.assert_array_equal(image.get_array(), expected.permute(1, 2, 0))
+    for i, image in enumerate(thumbnails[3:]):
+        left, right, bottom, top = image.get_extent()
+        assert (left + right) / 2 == pytest.approx(i)
+        assert min(bottom, top) > 2.5
+    with pytest.raises(UserError, match="need 60 pictures"):
+        plots.addressing_heatmap(weights, column_pictures=columns[:5])
+
+
+def test_panels_share_a_plane_and_a_scale_or_have_their_own():
+    data, y = panels(), episode()["labels"]
+    shared = plots.prototype_panels(data, y).axes
+    assert shared[0].get_xlim() == shared[1].get_xlim()
+    assert [ax.get_title(loc="left") for ax in shared] == list(data)
+    own = plots.prototype_panels(data, y, shared=False).axes
+    assert own[0].get_xlim() != own[1].get_xlim()
+    for ax in (*shared, *own):  # everything lies within
+        (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
+        for dots in ax.collections:
+            x, y_ = np.asarray(dots.get_offsets()).T
+            assert x0 <= x.min()
+            assert y_.max() <= y1
+        for patch in ax.patches:
+            box = patch.get_path().transformed(patch.get_patch_transform()).get_extents()
+            assert x0 <= box.x0 < box.x1 <= x1
+            assert y0 <= box.y0 < box.y1 <= y1
+
+
+def test_uncertainty_is_stacked():
+    ax = plots.uncertainty_by_shot({5: 0.1, 1: 0.2}, {1: 0.5, 5: 0.4}).axes[0]
+    low, high = ax.containers
+    assert [b.get_height() for b in low] == pytest.approx([0.5, 0.4])
+    assert [b.get_y() for b in high] == pytest.approx([0.5, 0.4])
+    assert [b.get_height() for b in high] == pytest.approx([0.2, 0.1])
+    with pytest.raises(UserError, match="same numbers of shots"):
+        plots.uncertainty_by_shot({1: 0.2}, {5: 0.4})
+
+
+def luminance(colour):
+    """Grey value in [0, 1] of an sRGB colour, as a printer without colours shows it."""
+    return float(np.dot(matplotlib.colors.to_rgb(colour), [0.299, 0.587, 0.114]))
+
+
+# Machado, Oliveira, Fernandes 2009: severity 1, on linear RGB; the two common forms, blindness to red and to green
+BLIND = {
+    "protanopia": [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]],
+    "deuteranopia": [[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]],
+}
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_colours_of_curves_differ_for_the_colour_blind(kind):
+    linear = np.array([matplotlib.colors.to_rgb(c) for c in COLOURS]) ** 2.2
+    seen = np.clip(linear @ np.array(BLIND[kind]).T, 0, 1) ** (1 / 2.2)
+    gaps = np.linalg.norm(seen[:, None] - seen, axis=-1)[np.triu_indices(len(COLOURS), 1)]
+    assert gaps.min() > 0.12  # white is sqrt(3) from black
+
+
+def test_maps_of_colours_become_lighter_step_by_step_in_grey():
+    greys = np.array([luminance(c) for c in matplotlib.colormaps["cividis"](np.linspace(0, 1, 32))])
+    assert (np.diff(greys) > 0).all()
+    for draw in (lambda: plots.addressing_heatmap(torch.rand(3, 9)), lambda: plots.confusion_matrix(torch.eye(3))):
+        assert draw().axes[0].images[0].get_cmap().name == "cividis"
 
 
 def test_the_prototype_map_is_an_isometry_of_the_plane_and_its_ellipses_hold_95_percent():
@@ -253,6 +348,8 @@ def test_a_single_sample_a_single_shot_and_two_queries_can_be_drawn(tmp_path):
         (lambda: plots.prototype_map(**{**episode(), "labels": torch.full((24,), 4)}), "from 4 to 4, but"),
         (lambda: plots.picture_grid(torch.ones(3, 8, 8)), "pictures"),
         (lambda: plots.probability_bars(pictures(2), torch.ones(3, 2)), "one row a picture"),
+        (lambda: plots.prototype_panels({}, torch.zeros(3)), "at least one panel"),
+        (lambda: plots.objective_by_run({"a": [{"step": 1}]}), "none of 1 runs has logged"),
         (lambda: plots.recalled_entries(torch.ones(1, 9), pictures(1), pictures(8)), "need 1 and 9 pictures"),
         (lambda: plots.rejection_curve({}), "at least one system"),
         (lambda: plots.spread_by_shot({}, {}), "at least"),
@@ -273,6 +370,15 @@ def test_of_many_classes_the_most_confused_are_shown():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["c2", "c7", "c31", "c44"]
     np.testing.assert_allclose(ax.images[0].get_array()[1], [0, 100 * 10 / 15, 100 * 5 / 15, 0])
     assert "4 of 50" in ax.get_ylabel()
+
+
+def test_of_many_classes_only_confusions_are_coloured():
+    counts = 80 * torch.eye(20) + torch.rand(20, 20)
+    counts[3, 8] = 20
+    shares = plots.confusion_matrix(counts).axes[0].images[0].get_array()
+    assert shares.mask.diagonal().all()
+    assert shares.mask.sum() == 20
+    assert np.unravel_index(shares.argmax(), shares.shape) == (3, 8)
 
 
 def test_rejection_leaves_the_least_confident_out_first():

@@ -9,12 +9,13 @@ from pyro_vsm.plots.beliefs import (
     histograms,
     picture_grid,
     probability_bars,
-    recalled_entries,
     rejection_curve,
     spread_against_error,
     spread_by_shot,
+    uncertainty_by_shot,
 )
-from pyro_vsm.plots.episode import addressing_heatmap, prototype_map
+from pyro_vsm.plots.prototypes import prototype_map, prototype_panels
+from pyro_vsm.plots.recall import addressing_heatmap, recalled_entries
 from pyro_vsm.plots.results import (
     accuracy_by_shot,
     accuracy_by_system,
@@ -23,7 +24,7 @@ from pyro_vsm.plots.results import (
 )
 from pyro_vsm.plots.style import save
 from pyro_vsm.plots.tables import TablePoint, table_chart
-from pyro_vsm.plots.training import learning_curves, objective_terms
+from pyro_vsm.plots.training import learning_curves, objective_by_run, objective_terms
 
 __all__ = [
     "TablePoint",
@@ -33,10 +34,12 @@ __all__ = [
     "confusion_matrix",
     "histograms",
     "learning_curves",
+    "objective_by_run",
     "objective_terms",
     "picture_grid",
     "probability_bars",
     "prototype_map",
+    "prototype_panels",
     "recalled_entries",
     "rejection_curve",
     "reliability_diagram",
@@ -44,4 +47,5 @@ __all__ = [
     "spread_against_error",
     "spread_by_shot",
     "table_chart",
+    "uncertainty_by_shot",
 ]

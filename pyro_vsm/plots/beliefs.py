@@ -1,4 +1,4 @@
-"""Figures of beliefs: pictures with their probabilities, what the memory recalls, spreads, and rejection."""
+"""Figures of beliefs: pictures with their probabilities, spreads, uncertainty, and rejection."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vsm.errors import UserError
-from pyro_vsm.plots.style import COLOURS, array, figure, labelled, look, shown, styled
+from pyro_vsm.plots.style import COLOURS, GREY, array, figure, labelled, look, shown, styled
 from pyro_vsm.results import EpisodeResults
 
 
@@ -32,7 +32,7 @@ def picture_grid(images: Tensor, rows: Sequence[str] | None = None, columns: Seq
     fig = figure(1.2 + 0.75 * n, 0.3 + 0.75 * r)
     axes = fig.subplots(r, n, squeeze=False)
     for i, j in np.ndindex(r, n):
-        _picture(axes[i, j], images[i, j])
+        picture(axes[i, j], images[i, j])
         if i == 0 and heads[j]:
             axes[i, j].set_title(heads[j])
         if j == 0 and names[i]:
@@ -60,7 +60,7 @@ def probability_bars(
     fig = figure(5.2, 0.4 + q * max(0.75, 0.16 * n))
     axes = fig.subplots(q, 2, squeeze=False, width_ratios=[1, 3])
     for i in range(q):
-        _picture(axes[i, 0], images[i])
+        picture(axes[i, 0], images[i])
         ax = axes[i, 1]
         bars = ax.barh(range(n), 100 * p[i], color=COLOURS[0], height=0.75)
         if truth is not None:
@@ -71,48 +71,6 @@ def probability_bars(
         ax.set_xticks([0, 25, 50, 75, 100], [] if i + 1 < q else None)
         ax.grid(True, axis="x")
     axes[-1, 1].set_xlabel("probability (%)" + ("; hatched: the right class" if truth is not None else ""))
-    return fig
-
-
-@styled
-def recalled_entries(
-    weights: Tensor,
-    support: Tensor,
-    entries: Tensor,
-    rows: Sequence[str] | None = None,
-    columns: Sequence[str] | None = None,
-    number: int = 8,
-) -> Figure:
-    """For each class of an episode, its picture and those of the memory entries it recalls most, with their weights.
-
-    Args:
-        weights: `[N, C]`, in [0, 1].
-        support: a picture of each class, uint8 `[N, channels, H, W]`.
-        entries: a picture of each entry's class, uint8 `[C, channels, H, W]`.
-        rows: names of the classes.
-        columns: names of the entries.
-        number: of entries shown.
-    """
-    values = array(weights, "weights [classes, entries]", 2)
-    n, c = values.shape
-    if len(support) != n or len(entries) != c:
-        raise UserError(
-            f"weights {list(values.shape)} need {n} and {c} pictures, not {len(support)} and {len(entries)}"
-        )
-    names, entry_names = labelled(rows, n, "class"), labelled(columns, c, "entry")
-    number = min(number, c)
-    fig = figure(1.6 + 0.85 * (number + 1), 0.4 + 1.05 * n)
-    axes = fig.subplots(n, number + 1, squeeze=False)
-    for i in range(n):
-        _picture(axes[i, 0], support[i])
-        axes[i, 0].set_ylabel(names[i], rotation=0, ha="right", va="center", fontsize=7)
-        for spine in axes[i, 0].spines.values():
-            spine.set(visible=True, linewidth=2, edgecolor=COLOURS[1])
-        for j, entry in enumerate(np.argsort(-values[i], kind="stable")[:number], start=1):
-            _picture(axes[i, j], entries[int(entry)])
-            axes[i, j].set_title(f"{100 * values[i, entry]:.1f} %", fontsize=7, pad=2)
-            axes[i, j].set_xlabel(_short(entry_names[entry]), fontsize=5)
-    axes[0, 0].set_title("class", fontsize=7, pad=2)
     return fig
 
 
@@ -140,6 +98,32 @@ def spread_by_shot(spread: Mapping[int, float], error: Mapping[int, float]) -> F
     ax.set_ylabel("RMS a feature\n(features have RMS 1)")
     ax.grid(True)
     ax.legend()
+    return fig
+
+
+@styled
+def uncertainty_by_shot(removable: Mapping[int, float], remaining: Mapping[int, float]) -> Figure:
+    """The mean uncertainty of queries against the shots, split into what more shots remove and what they do not.
+
+    Args:
+        removable: mutual information of label and prototypes, nats a query, by number of shots.
+        remaining: expected entropy, likewise.
+    """
+    shots = sorted(removable)
+    if not shots or shots != sorted(remaining):
+        raise UserError("the plot needs both parts of the uncertainty at the same numbers of shots, at least one")
+    fig = figure(4.4, 3.0)
+    ax = fig.subplots()
+    x, low, high = range(len(shots)), [remaining[k] for k in shots], [removable[k] for k in shots]
+    ax.bar(x, low, 0.6, color=GREY, label="stays: expected entropy")
+    ax.bar(x, high, 0.6, bottom=low, color=COLOURS[1], hatch="////", edgecolor="white",
+           label="more shots remove it: mutual information")  # fmt: skip
+    ax.set_xticks(x, [str(k) for k in shots])
+    ax.set_xlabel("shot (support images a class)")
+    ax.set_ylabel("uncertainty (nats a query)")
+    ax.grid(True, axis="y")
+    handles, labels = ax.get_legend_handles_labels()
+    fig.legend(handles[::-1], labels[::-1], loc="outside upper left", handlelength=1.5)
     return fig
 
 
@@ -197,19 +181,19 @@ def rejection_curve(results: Mapping[str, EpisodeResults]) -> Figure:
 
 
 @styled
-def histograms(values: Mapping[str, Tensor], label: str, bins: int = 20) -> Figure:
+def histograms(values: Mapping[str, Tensor], label: str, bins: int | Sequence[float] = 20) -> Figure:
     """Distributions over one another as outlines.
 
     Args:
         values: `[.]`, by name.
         label: of the axis, with its unit.
-        bins: of equal width over the range of all.
+        bins: number of bins of equal width over the range of all, or their edges.
     """
     if not values:
         raise UserError("the plot needs at least one set of values, but got none")
     arrays = {name: array(v.flatten(), "values", 1) for name, v in values.items()}
     low, high = min(v.min() for v in arrays.values()), max(v.max() for v in arrays.values())
-    edges = np.linspace(low, high if high > low else low + 1, bins + 1)
+    edges = np.linspace(low, high if high > low else low + 1, bins + 1) if isinstance(bins, int) else np.array(bins)
     fig = figure(4.4, 2.8)
     ax = fig.subplots()
     for i, (name, v) in enumerate(arrays.items()):
@@ -223,15 +207,11 @@ def histograms(values: Mapping[str, Tensor], label: str, bins: int = 20) -> Figu
     return fig
 
 
-def _picture(ax: Axes, image: Tensor) -> None:
+def picture(ax: Axes, image: Tensor) -> None:
+    """Draw a picture, uint8 `[C, H, W]`, without axes."""
     pixels: Any = image.permute(1, 2, 0).cpu().numpy()
     ax.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
     ax.set_xticks([])
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
     ax.grid(False)
-
-
-def _short(name: str, width: int = 18) -> str:
-    """The end of a long name, where the names of letters differ."""
-    return name if len(name) <= width else "…" + name[-width + 1 :]

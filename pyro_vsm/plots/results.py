@@ -109,6 +109,8 @@ def accuracy_by_shot(results: Mapping[str, Mapping[int, Interval]]) -> Figure:
 def confusion_matrix(counts: Tensor, names: Sequence[str] | None = None, most: int = 40) -> Figure:
     """How often queries of one class are taken for another, in percent of the true class.
 
+    Of more than 12 classes the diagonal is left out, beside which confusions could not be seen.
+
     Args:
         counts: `[N, N]`, true classes in rows, predicted ones in columns.
         names: of the classes.
@@ -128,13 +130,19 @@ def confusion_matrix(counts: Tensor, names: Sequence[str] | None = None, most: i
     size = 2.2 + 0.42 * min(n, 12) if n <= 12 else 3 + 0.17 * min(n, 40)
     fig = figure(size + 0.9, size)
     ax = fig.subplots()
-    image = ax.imshow(share, cmap="cividis", vmin=0, vmax=100)
-    if n <= 12:
+    few = n <= 12
+    if few:
+        image = ax.imshow(share, cmap="cividis", vmin=0, vmax=100)
+    else:
+        ax.set_facecolor("0.85")
+        image = ax.imshow(np.ma.masked_array(share, np.eye(n, dtype=bool)), cmap="cividis", vmin=0)
+    if few:
         for (row, column), value in np.ndenumerate(share):
             colour = "black" if value > 60 else "white"
             ax.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8)
     matrix_axes(ax, labels, labels)
     ax.set_xlabel("predicted class")
     ax.set_ylabel("true class" if n == total else f"true class ({n} of {total}, the most confused)")
-    fig.colorbar(image, ax=ax, label="queries of the true class (%)", shrink=0.8)
+    what = "queries of the true class (%)" if few else "queries taken for another class (%)"
+    fig.colorbar(image, ax=ax, label=what, shrink=0.8)
     return fig

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pyro_vsm.errors import UserError
-from pyro_vsm.plots.style import figure, look, styled
+from pyro_vsm.plots.style import figure, look, shown, styled
 
 Record = Mapping[str, Any]
 
@@ -115,4 +115,38 @@ def objective_terms(records: Sequence[Record], prefix: str = "train") -> Figure:
         bottom.set_yscale("log")
     _by_step(bottom, "KL divergence\n(nats a class)")
     bottom.legend()
+    return fig
+
+
+@styled
+def objective_by_run(runs: Mapping[str, Sequence[Record]], prefix: str = "train") -> Figure:
+    """The parts of the objective of several runs over the training steps: one panel a part, one curve a run.
+
+    Args:
+        runs: lines of the metrics logs by the name of the run, as for :func:`objective_terms`.
+        prefix: what comes before the slash.
+
+    Raises:
+        UserError: if no record of any run holds a part.
+    """
+    parts = {"log_likelihood": "log-likelihood (nats a query)", "kl_z": "KL of z (nats a class)",
+             "kl_m": "KL of m (nats a class)"}  # fmt: skip
+    found = {key: {name: _series(records, f"{prefix}/{key}") for name, records in runs.items()} for key in parts}
+    found = {key: curves for key, curves in found.items() if any(steps for steps, _ in curves.values())}
+    if not found:
+        raise UserError(
+            f"none of {len(runs)} runs has logged {prefix}/log_likelihood, {prefix}/kl_z or {prefix}/kl_m"
+        )
+    fig = figure(3.0 * len(found), 3.1)
+    axes = fig.subplots(1, len(found), squeeze=False)[0]
+    for ax, (key, curves) in zip(axes, found.items()):
+        for i, (name, (steps, values)) in enumerate(curves.items()):
+            if steps:
+                _curve(ax, i, steps, values, shown(name))
+        values = [v for _, vs in curves.values() for v in vs]
+        if min(values) > 0 and max(values) > 100 * min(values):
+            ax.set_yscale("log")
+        _by_step(ax, parts[key])
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside upper left", ncols=len(runs))
     return fig
