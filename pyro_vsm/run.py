@@ -14,6 +14,7 @@ import json
 import math
 import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,10 +202,8 @@ class Run:
         """Where configuration and data of a state differ from those of this training, if that changes the numbers."""
         data = differing(meta.get("data", {}), self.meta["data"], "data")
         old, new = meta.get("config", {}), self.meta["config"]
-        try:  # settings that are newer than the state have their defaults
+        with suppress(UserError):  # settings that are newer than the state have their defaults
             old = Config.from_dict(old).to_dict()
-        except UserError:
-            pass
         without_effect = {"config.data.threads", "config.data.cache"}
         if not data:  # the same images, wherever they lie
             without_effect.add("config.data.root")

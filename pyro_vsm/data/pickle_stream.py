@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 from pyro_vsm.data.decode import foreign_content
-from pyro_vsm.data.safe_pickle import StoredArray, reading, stand_in
+from pyro_vsm.data.safe_pickle import StoredArray, Unpickler, reading
 from pyro_vsm.errors import UserError
 
 _SMALL = 256  # bytes; shorter strings may be referred to later (names of types, say) and are kept
@@ -66,23 +66,15 @@ class _Sink:
         raise ValueError("a state is given to a list")
 
 
-class _Streaming(pickle._Unpickler):  # type: ignore[misc,name-defined,unused-ignore]
-    """The standard library's unpickler in Python, with a memory of its own."""
+class _Streaming(Unpickler):
+    """The safe unpickler with a memory of its own."""
 
-    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined,unused-ignore]
-
-    append: Callable[[Any], None]  # this and the following are the parent's
-    read: Callable[[int], bytes]
-    stack: list[Any]
-    memo: dict[int, Any]
+    dispatch: ClassVar[dict[int, Any]] = dict(Unpickler.dispatch)
 
     def __init__(self, file: BinaryIO, path: Path, take: Take) -> None:
-        super().__init__(file, encoding="bytes")
-        self._path, self._take = path, take
+        super().__init__(file, path, encoding="bytes")
+        self._take = take
         self.sink: _Sink | None = None
-
-    def find_class(self, module: str, name: str) -> Any:
-        return stand_in(self._path, module, name)
 
     def load_empty_list(self) -> None:
         if self.sink is None:

@@ -12,7 +12,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,7 @@ def _load(file: BinaryIO, place: Path) -> Any:
     if problem:
         raise UserError(f"{place} {problem}")
     file.seek(0)
-    return _Unpickler(file, place).load()
+    return Unpickler(file, place).load()
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 def _plain_dict(*arguments: Any) -> dict[Any, Any]:
     """Stands in for an ordered or default dictionary; its entries follow."""
     entries = arguments[-1] if arguments and isinstance(arguments[-1], list) else []
-    return dict(entries)
+    return {check_key(key): value for key, value in entries}
 
 
 def _plain_bytes(*arguments: Any) -> bytes:
@@ -214,12 +214,56 @@ def stand_in(place: Path, module: str, name: str) -> Any:
     return found
 
 
-class _Unpickler(pickle.Unpickler):
-    """An unpickler that knows the stand-ins and nothing else."""
+class Unpickler(pickle._Unpickler):  # type: ignore[misc,name-defined,unused-ignore]
+    """The standard library's unpickler in Python, which knows the stand-ins and nothing else.
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        super().__init__(file, encoding="latin1")
+    The one in C can be crashed by a few bytes, as it makes room for every object number that a file claims. And
+    hashing a tuple nested a million times would crash any: only plain values may be keys.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined,unused-ignore]
+
+    stack: list[Any]  # this and the following are the parent's
+    metastack: list[list[Any]]
+    memo: dict[int, Any]
+    append: Callable[[Any], None]
+    read: Callable[[int], bytes]
+
+    def __init__(self, file: BinaryIO, path: Path, encoding: str = "latin1") -> None:
+        super().__init__(file, encoding=encoding)
         self._path = path
 
     def find_class(self, module: str, name: str) -> Any:
         return stand_in(self._path, module, name)
+
+    def get_extension(self, code: int) -> None:
+        raise ValueError("an extension code is used, which no data set needs")
+
+
+def check_key(key: Any) -> Any:
+    """The key itself.
+
+    Raises:
+        ValueError: it is no plain value.
+    """
+    if key is not None and not isinstance(key, str | bytes | int | float):
+        raise ValueError(f"a {type(key).__name__} is a key")
+    return key
+
+
+def _checking(opcode: bytes, keys: Callable[[list[Any]], list[Any]]) -> None:
+    parent = pickle._Unpickler.dispatch[opcode[0]]  # type: ignore[attr-defined,unused-ignore]
+
+    def load(self: Unpickler) -> None:
+        for key in keys(self.stack):
+            check_key(key)
+        parent(self)  # type: ignore[arg-type,unused-ignore]
+
+    Unpickler.dispatch[opcode[0]] = load
+
+
+_checking(pickle.SETITEM, lambda stack: stack[-2:-1])
+for _opcode in (pickle.SETITEMS, pickle.DICT):  # the stack begins at the mark
+    _checking(_opcode, lambda stack: stack[::2])
+for _opcode in (pickle.ADDITEMS, pickle.FROZENSET):
+    _checking(_opcode, lambda stack: stack)

@@ -7,6 +7,7 @@ import pathlib
 import pickle
 import struct
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -110,6 +111,54 @@ def test_stand_ins_cannot_be_changed(read, name, state):
     with pytest.raises(UserError):
         read(b"\x80\x02c" + name.encode() + b"\n" + state + b"b.")
     assert {key: value._function for key, value in safe_pickle._STAND_INS.items()} == before
+
+
+NESTED = b"N" + b"\x85" * 150_000  # a tuple nested so often that hashing it would crash
+BOMBS = [
+    b"\x80\x04Nr\xff\xff\xff\xff.",  # the object number 4294967295
+    b"Np99999999999\n.",
+    b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7fabc.",  # 2^63 bytes follow, it says
+    b"\x80\x04B\xff\xff\xff\x7fabc.",
+    b"\x80\x04\x96" + struct.pack("<Q", 1 << 50) + b"abc.",
+    b"\x80\x04\x95" + struct.pack("<Q", 1 << 50) + b"abc.",
+    b"\x80\x02}" + NESTED + b"Ns.",
+    b"\x80\x02}(" + NESTED + b"Nu.",
+    b"(" + NESTED + b"Nd.",
+    b"\x80\x04\x8f(" + NESTED + b"\x90.",
+    b"\x80\x04(" + NESTED + b"\x91.",
+    b"ccollections\nOrderedDict\n](" + NESTED + b"N\x86e\x85R.",
+]
+LIMITED = """
+import pathlib, resource, sys
+from pyro_vsm.data.safe_pickle import read_pickle
+from pyro_vsm.errors import UserError
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 29),) * 2)
+for path in sys.argv[1:]:
+    try:
+        read_pickle(pathlib.Path(path))
+    except UserError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the memory as Linux does")
+def test_a_few_bytes_cannot_exhaust_memory_or_crash(tmp_path):
+    paths = [tmp_path / f"bomb{i:02}.pkl" for i in range(len(BOMBS))]
+    for path, content in zip(paths, BOMBS):
+        path.write_bytes(content)
+    command = [sys.executable, "-c", LIMITED, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    answered = [path.name in done.stdout for path in paths]
+    # a sparse object number is harmless here; everything else is refused
+    assert answered == [False, False] + [True] * (len(BOMBS) - 2)
+
+
+def test_the_bombs_would_have_worked(tmp_path):
+    """The plain unpickler crashes on a nested key."""
+    command = [sys.executable, "-c", "import pickle, sys; pickle.load(sys.stdin.buffer)"]
+    assert subprocess.run(command, input=BOMBS[6], capture_output=True).returncode < 0
 
 
 ARRAYS = [
