@@ -14,6 +14,7 @@ import os
 import struct
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,12 +25,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pyro_vsm.data.decode import cores
+from pyro_vsm.data.duplicates import across_splits
 from pyro_vsm.data.images import ClassImages, Identity, Splits, identity_of
 from pyro_vsm.errors import UserError
 
 log = logging.getLogger("pyro_vsm.data")
 
 _PARTS = ("train", "validation", "test")
+_ABANDONED = 24 * 3600  # seconds after which an unfinished file is taken for a dead process's
 
 
 def cache_folder() -> Path:
@@ -62,9 +65,13 @@ def cached_splits(
     """
     path, text = cache_path(prefix, key)
     found = read_splits(path, text) if use else None
-    splits, notes = found or build()
-    if use and found is None:
-        _write(path, text, splits, notes)
+    if found is None:
+        splits, notes = build()
+        notes = [*notes, *across_splits(splits)]
+        if use:
+            _write(path, text, splits, notes)
+    else:
+        splits, notes = found
     for note in notes:
         log.warning("%s: %s", splits.name, note)
     return splits
@@ -93,7 +100,7 @@ def read_splits(path: Path, key: str) -> tuple[Splits, list[str]] | None:
                 parts[part].__dict__["_identity"] = identity
             splits = Splits(meta["name"], parts["train"], parts["validation"], parts["test"])
             return splits, [str(note) for note in json.loads(meta["notes"])]
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, UserError):
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError, UserError):
         return None
 
 
@@ -141,6 +148,7 @@ def _write(path: Path, key: str, splits: Splits, notes: list[str]) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
         os.close(handle)
         save_file(tensors, temporary, meta)
@@ -148,3 +156,10 @@ def _write(path: Path, key: str, splits: Splits, notes: list[str]) -> None:
     except (OSError, SafetensorError):
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def _sweep(path: Path) -> None:
+    """Removes what a process that was killed while writing `path` left; one that is written now is younger."""
+    for old in path.parent.glob(f"{path.stem}*.tmp"):
+        if time.time() - old.stat().st_mtime > _ABANDONED:
+            old.unlink(missing_ok=True)

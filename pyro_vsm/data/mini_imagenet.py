@@ -90,6 +90,7 @@ def _read_tables(root: Path) -> dict[str, ClassFiles]:
 
 def _read_table(table: Path, images: Path) -> ClassFiles:
     classes: ClassFiles = {}
+    listed: set[PurePosixPath] = set()
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
@@ -106,6 +107,12 @@ def _read_table(table: Path, images: Path) -> ClassFiles:
                 path = PurePosixPath(name)
                 if path.is_absolute() or ".." in path.parts:
                     raise UserError(f"{table}, line {rows.line_num}, points outside images/ ({name!r}): give another")
+                if path in listed:
+                    raise UserError(
+                        f"{table}, line {rows.line_num}, lists {name!r} a second time: an image could then be its own "
+                        "example; remove the line"
+                    )
+                listed.add(path)
                 classes.setdefault(label, []).append(images / name)
     except FileNotFoundError as error:
         raise UserError(f"{table} does not exist, though other splits' tables do: add it") from error

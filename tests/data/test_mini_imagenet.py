@@ -157,6 +157,11 @@ def first_image(root):
             "outside images/",
         ),
         (lambda root: (root / "train.csv").write_bytes(b"filename,label\n\xff\xfe,a\n"), "no readable csv"),
+        (
+            lambda root: (root / "train.csv").write_text("filename,label\na.png,n01\nb.png,n02\n./a.png,n01\n"),
+            r"line 4, lists '\./a\.png' a second time",
+        ),
+        (lambda root: (root / "train.csv").write_text("filename,label\n" + "x" * 200_000), "no readable csv"),
         (lambda root: first_image(root).unlink(), "does not exist"),
         (lambda root: first_image(root).write_bytes(b""), "is empty"),
         (
@@ -169,6 +174,16 @@ def test_broken_tables_are_refused(tables, damage, message):
     damage(tables)
     with pytest.raises(UserError, match=message):
         load_quietly(tables)
+
+
+def test_further_columns_and_ragged_rows_do_not_matter(tables):
+    before = load_quietly(tables).identity
+    lines = (tables / "train.csv").read_text().splitlines()
+    (tables / "train.csv").write_text("\n".join([f"{lines[0]},more", *(f"{line},1,2,3" for line in lines[1:])]))
+    assert load_quietly(tables, cache=False).identity == before
+    swapped = [",".join(reversed(line.split(","))) for line in lines]
+    (tables / "train.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(swapped).encode())
+    assert load_quietly(tables, cache=False).identity == before
 
 
 def test_bad_images_can_be_skipped(tables, caplog):
