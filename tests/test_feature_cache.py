@@ -1,0 +1,96 @@
+"""Features of a frozen encoder, kept between runs."""
+
+import logging
+
+import pytest
+import torch
+
+from pyro_vsm import checkpoint
+from pyro_vsm.answering import encode_all
+from pyro_vsm.backbones import Conv4
+from pyro_vsm.baselines import PrototypicalNetwork
+from pyro_vsm.data.images import ClassImages
+from pyro_vsm.encoder import Encoder
+from pyro_vsm.errors import UserError
+from pyro_vsm.feature_cache import raw_features, split_features
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYRO_VSM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "features"
+
+
+def images(seed: int = 0) -> ClassImages:
+    pixels = torch.randint(0, 256, (6, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return ClassImages(pixels, torch.tensor([3, 3]), ("a", "b"))
+
+
+def model(seed: int = 0, **settings) -> PrototypicalNetwork:
+    torch.manual_seed(seed)
+    return PrototypicalNetwork(Encoder(Conv4(1, 16, width=4), [0.5], [0.2], **{"cached": True, **settings}))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_they_are_those_of_the_model_and_are_computed_once(folder, monkeypatch, flip):
+    system = model(flip=flip)
+    expected = encode_all(system, images().images)
+    torch.testing.assert_close(split_features(system, images()), expected)
+    assert len(list(folder.iterdir())) == 1 + flip
+
+    def computed(self, x):
+        raise AssertionError("the backbone was asked again")
+
+    monkeypatch.setattr(Encoder, "raw", computed)
+    again = model(flip=flip)
+    torch.testing.assert_close(split_features(again, images()), expected)
+    assert again.training  # modes are as before
+
+
+def test_what_they_depend_on(folder):
+    device = torch.device("cpu")
+    raw_features(model().encoder, images(), device)
+    raw_features(model().encoder, images(), device)
+    assert len(list(folder.iterdir())) == 1
+    raw_features(model(1).encoder, images(), device)  # other weights
+    raw_features(model().encoder, images(1), device)  # other pixels
+    raw_features(model().encoder, images(), device, mirrored=True)
+    other = model().encoder
+    other.mean += 0.1
+    raw_features(other, images(), device)
+    assert len(list(folder.iterdir())) == 5
+
+
+def test_an_encoder_that_may_change_keeps_nothing(folder):
+    system = model(cached=False)
+    torch.testing.assert_close(split_features(system, images()), encode_all(system, images().images))
+    raw_features(system.encoder, images(), torch.device("cpu"))
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-7], lambda data: b"<html>", lambda data: b""])
+def test_a_damaged_file_costs_time_only(folder, caplog, damage):
+    expected = split_features(model(), images())
+    (path,) = folder.iterdir()
+    kept = checkpoint.read(path)[0]["features"]
+    path.write_bytes(damage(path.read_bytes()))
+    with caplog.at_level(logging.WARNING):
+        torch.testing.assert_close(split_features(model(), images()), expected)
+    assert "computing the features anew" in caplog.text
+    assert torch.equal(checkpoint.read(path)[0]["features"], kept)
+
+
+def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("PYRO_VSM_CACHE", str(tmp_path / "file"))
+    system = model()
+    with caplog.at_level(logging.WARNING):
+        torch.testing.assert_close(split_features(system, images()), encode_all(system, images().images))
+    assert "features are not kept" in caplog.text
+
+
+def test_images_of_another_shape_are_refused(folder):
+    wide = ClassImages(torch.zeros(4, 1, 20, 20, dtype=torch.uint8), torch.tensor([2, 2]), ("a", "b"))
+    with pytest.raises(UserError, match="this model takes"):
+        split_features(model(), wide)
+    assert not folder.exists()
