@@ -109,8 +109,8 @@ def _read_table(table: Path, images: Path) -> ClassFiles:
                     raise UserError(f"{table}, line {rows.line_num}, points outside images/ ({name!r}): give another")
                 if path in listed:
                     raise UserError(
-                        f"{table}, line {rows.line_num}, lists {name!r} a second time: an image could then be its own "
-                        "example; remove the line"
+                        f"{table}, line {rows.line_num}, lists {name!r} a second time: an image could then be its "
+                        "own example; remove the line"
                     )
                 listed.add(path)
                 classes.setdefault(label, []).append(images / name)
