@@ -67,7 +67,7 @@ def raw_features(encoder: Encoder, data: ClassImages, device: torch.device, *, m
     path = cache_folder() / "features" / f"{_key(encoder, data, mirrored)}.safetensors" if encoder.cached else None
     if path is not None and path.is_file():
         try:
-            return checkpoint.read(path)[0]["features"].to(device)
+            return checkpoint.read(path)[0]["features"].to(device, copy=True)  # not mapped: the file may change
         except (UserError, KeyError) as error:
             log.warning("%s; computing the features anew", error)
     size = 1024 if device.type == "cuda" else 128
