@@ -16,7 +16,7 @@ SEED = 2
 
 
 def calibrate(
-    model: FewShotModel, data: ClassImages, config: Config, *, steps: int = 100, tasks: int = 16, lr: float = 0.05
+    model: FewShotModel, data: ClassImages, config: Config, *, steps: int = 100, tasks: int = 16, lr: float = 0.2
 ) -> None:
     """Minimise the negative log-likelihood of validation episodes in ``model.calibration_parameters()``.
 
@@ -28,8 +28,8 @@ def calibrate(
         data: validation images.
         config: its ``episodes`` (way, shot) and ``evaluation.queries``.
         steps, tasks: of Adam; each step takes other episodes.
-        lr: its rate, times the parameter's size at the start where that is above 1: an inverse temperature of 5 must
-            be able to reach 0.5 within the steps.
+        lr: its rate, times the parameter's present size where that is above 1: an inverse temperature of 50 must be
+            able to reach 2 within the steps, and not to jump over it.
     """
     parameters = model.calibration_parameters()
     if not parameters:
@@ -45,14 +45,13 @@ def calibrate(
     for p in frozen:
         p.requires_grad_(False)
     fitted = [p for p in parameters if p.requires_grad]
-    rates = [lr * max(1.0, float(p.detach().abs().max())) for p in fitted]
-    optimizer = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in zip(fitted, rates)])
+    optimizer = torch.optim.Adam([{"params": [p]} for p in fitted], betas=(0.8, 0.9))  # soon forgets a steep start
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         torch.manual_seed(SEED)
         for step in trange(steps, desc="calibration", unit="step", dynamic_ncols=True, leave=False):
-            for group, rate in zip(optimizer.param_groups, rates):
-                group["lr"] = rate * (1 - step / steps)
+            for group, p in zip(optimizer.param_groups, fitted):
+                group["lr"] = lr * (1 - step / steps) * max(1.0, float(p.detach().abs()))
             rows = episodes[step * tasks : (step + 1) * tasks]
             q = model.predict(features[rows.support], features[rows.query].flatten(1, 2), 20)
             loss = -q.gather(-1, labels.unsqueeze(-1)).clamp_min(1e-12).log().mean()
