@@ -135,6 +135,13 @@ class FewShotModel(nn.Module, ABC):
         folded = torch.stack([fold(s, shots) for s in support])
         return self.predict(folded.unsqueeze(0), query.unsqueeze(0), samples)
 
+    def predict_exactly(self, support: Sequence[Tensor], query: Tensor, samples: int = 100) -> Tensor | None:
+        """What :meth:`predict` says of such a task, ``[Q, N]``, where it is no average of :meth:`predict_samples`.
+
+        None, as here, where it is.
+        """
+        return None
+
 
 def fold(features: Tensor, shots: int) -> Tensor:
     """Fewer features ``[shots, D]`` of the same mean as ``[K, D]``: every example counts, and each as much.

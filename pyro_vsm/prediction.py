@@ -128,7 +128,8 @@ def believe(
         for part in query.split(256):
             torch.manual_seed(seed)  # the same prototypes for every part
             p = model.predict_samples(support, part, samples)
-            mean = p.mean(0)
+            exact = model.predict_exactly(support, part, samples)
+            mean = p.mean(0) if exact is None else exact
             inside = -torch.xlogy(p, p).sum(-1).mean(0)
             means.append(mean)
             information.append((-torch.xlogy(mean, mean).sum(-1) - inside).clamp_min(0))

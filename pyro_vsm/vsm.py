@@ -227,14 +227,19 @@ class VSM(FewShotModel):
 
     def predict_samples(self, support: Sequence[Tensor], query: Tensor, samples: int = 100) -> Tensor:
         """See :class:`FewShotModel`; exact for any numbers of examples: the factors read mean and number."""
+        return self.posterior(self._ragged(support, query), samples)[1].softmax(-1)[:, 0]
+
+    def predict_exactly(self, support: Sequence[Tensor], query: Tensor, samples: int = 100) -> Tensor | None:
+        """See :class:`FewShotModel`; there is a closed form under the likelihood ``generative``."""
+        logits = self.marginal(self._ragged(support, query), samples)
+        return None if logits is None else logits.softmax(-1).mean(0)[0]
+
+    def _ragged(self, support: Sequence[Tensor], query: Tensor) -> Task:
         counts = [len(s) for s in support]
         if len(set(counts)) == 1:
-            task = self.task(torch.stack(list(support)).unsqueeze(0), query.unsqueeze(0))
-        else:
-            means = torch.stack([s.mean(0) for s in support]).unsqueeze(1)
-            number = means.new_tensor(counts).unsqueeze(0)
-            task = self.task(means.unsqueeze(0), query.unsqueeze(0), counts=number)
-        return self.posterior(task, samples)[1].softmax(-1)[:, 0]
+            return self.task(torch.stack(list(support)).unsqueeze(0), query.unsqueeze(0))
+        means = torch.stack([s.mean(0) for s in support])[None, :, None]
+        return self.task(means, query.unsqueeze(0), counts=means.new_tensor(counts).unsqueeze(0))
 
     @torch.no_grad()
     def infer(self, support: Tensor, query: Tensor, samples: int = 1000) -> Inference:
