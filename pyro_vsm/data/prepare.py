@@ -8,7 +8,7 @@ from pathlib import Path
 from pyro_vsm.data.archives import unpack_tar
 from pyro_vsm.data.catalogue import Entry, entry
 from pyro_vsm.data.contact_sheet import contact_sheet
-from pyro_vsm.data.download import WrongChecksum, download, verify
+from pyro_vsm.data.download import WrongChecksum, download, md5_of, verify
 from pyro_vsm.data.images import Splits
 from pyro_vsm.data.sources import DataConfig, load
 from pyro_vsm.errors import UserError
@@ -32,6 +32,7 @@ def prepare(config: DataConfig, *, fetch: bool = True, log: Log = print) -> Spli
         return load(config, log)  # says what data sets there are
     try:
         if not config.root or Path(config.root).expanduser().is_dir():
+            _compare(known, Path(config.root or ".").expanduser(), log)
             return load(config, log)
         raise UserError(f"{config.root} does not exist: set root to where the images lie")
     except UserError as error:
@@ -51,6 +52,18 @@ def prepare(config: DataConfig, *, fetch: bool = True, log: Log = print) -> Spli
             log(f"Unpacking {path}")
             unpack_tar(path, known.unpack)
     return load(config, log)
+
+
+def _compare(known: Entry, root: Path, log: Log) -> None:
+    """Says of each published file under the root whether it is that; another may be as good, packed anew say."""
+    for file in known.files:
+        path = root / file.name
+        if path.is_file():
+            found = md5_of(path)
+            same = (
+                "has the published checksum" if found == file.md5 else f"is another file than published (md5 {found})"
+            )
+            log(f"{file.name} {same}")
 
 
 def check(config: DataConfig, log: Log = print) -> None:

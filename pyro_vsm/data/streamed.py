@@ -5,10 +5,12 @@ The file is the same as `cache.cached_splits` writes. Where it cannot be written
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
 import os
+import shutil
 import struct
 import tempfile
 from abc import ABC, abstractmethod
@@ -82,7 +84,11 @@ def streamed_splits(
             _write(path, text, name, image_shape, layouts, fill)
             found = read_splits(path, text)
         except OSError as error:
-            log.warning("%s: the cache cannot be written (%s), so all images stay in memory", name, error)
+            size = math.prod(image_shape) * sum(sum(each.counts) for each in layouts.values()) / 1e9
+            reason = error.strerror or error
+            log.warning(
+                "%s: the cache cannot be written (%s), so all images stay in memory (%.1f GB)", name, reason, size
+            )
     if found is None:
         found = _in_memory(name, image_shape, layouts, fill)
     splits, notes = found
@@ -146,13 +152,17 @@ def _write(
             # room for the notes, which are known at the end
             room = len(_header(meta, image_shape, layouts)[0]) + (1 << 16)
             header, starts = _header(meta, image_shape, layouts, room)
+            size = max(starts[f"{p}.images"] + math.prod(image_shape) * sum(layouts[p].counts) for p in layouts)
+            free = shutil.disk_usage(path.parent).free
+            if free < size:  # said now, not after minutes of decoding
+                raise OSError(
+                    errno.ENOSPC, f"{path.parent} has {free / 1e9:.1f} GB free, {size / 1e9:.1f} are needed"
+                )
             file.write(header)
             for part, layout in layouts.items():
                 file.seek(starts[f"{part}.counts"])
                 file.write(np.array(layout.counts, dtype="<i8").tobytes())
-            file.truncate(
-                max(starts[f"{p}.images"] + math.prod(image_shape) * sum(layouts[p].counts) for p in layouts)
-            )
+            file.truncate(size)
             notes = fill(_File(file, {p: starts[f"{p}.images"] for p in layouts}, image_shape))
             file.flush()
             os.fsync(file.fileno())

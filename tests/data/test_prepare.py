@@ -1,6 +1,8 @@
 """Downloads from a server of the test's own, checks, and what is said where there is no network."""
 
+import gzip
 import hashlib
+import re
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from formats import write_cifar, write_omniglot
 
+from pyro_vsm.cli import main
 from pyro_vsm.data import SOURCES, DataConfig, catalogue, prepare
 from pyro_vsm.data.catalogue import Entry, RemoteFile
 from pyro_vsm.data.download import WrongChecksum, download
@@ -146,6 +149,66 @@ def test_prepare_downloads_and_check_agrees(cifar, server):
     lines.clear()
     prepare.check(cifar, lines.append)
     assert [line[:5] for line in lines].count("ok   ") == 5
+
+
+def test_prepare_says_whether_files_are_the_published_ones(cifar, tmp_path):
+    prepare.prepare(cifar, log=lambda _: None)
+    lines = []
+    prepare.prepare(cifar, log=lines.append)
+    assert lines[0] == "cifar-100-python.tar.gz has the published checksum"
+    path = tmp_path / "root" / "cifar-100-python.tar.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1))  # packed anew, the same content
+    lines.clear()
+    assert prepare.prepare(cifar, log=lines.append).train.n_classes == 64
+    assert re.fullmatch(r"cifar-100-python\.tar\.gz is another file than published \(md5 \w{32}\)", lines[0])
+
+
+def test_an_interrupted_prepare_goes_on(cifar, server, tmp_path):
+    server.cut = len(server.content) // 2
+    with pytest.raises(UserError, match="are kept, run it again to go on"):
+        prepare.prepare(cifar, log=lambda _: None)
+    server.cut = None
+    assert prepare.prepare(cifar, log=lambda _: None).test.n_classes == 20
+    assert server.requests == [None, f"bytes={len(server.content) // 2}-"]
+    assert [p.name for p in (tmp_path / "root").iterdir()] == ["cifar-100-python.tar.gz"]
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_without_a_network_ends_with_one_sentence(tmp_path, monkeypatch, capsys):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/cifar"
+        file = RemoteFile("cifar-100-python.tar.gz", MD5, url)
+        monkeypatch.setattr(catalogue, "catalogue", lambda: {"cifar-fs": Entry("CIFAR", (file,))})
+        assert main(["data", "prepare", "cifar-fs", "--data.root", str(tmp_path / "root")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"pyro-vsm: cannot download {url} (")
+    assert error.count("\n") == 1
+    assert MD5 in error
+
+
+@pytest.mark.parametrize("name", ["tiered-imagenet", "mini-imagenet"])
+def test_the_command_says_where_to_get_what_cannot_be_downloaded(tmp_path, capsys, name):
+    assert main(["data", "prepare", name, "--data.root", str(tmp_path / "root")]) == 2
+    said = capsys.readouterr()
+    assert "image-net.org" in said.out
+    for file in catalogue.catalogue()[name].files:
+        assert f"{file.name}  md5 {file.md5}" in said.out
+    assert said.err.count("\n") == 1
+
+
+def test_the_command_downloads_checks_and_draws(cifar, tmp_path, capsys):
+    root = ["cifar-fs", "--data.root", cifar.root]
+    assert main(["data", "prepare", *root, "--out", str(tmp_path / "sheets")]) == 0
+    assert main(["data", "check", *root]) == 0
+    assert "ok    test: 20 classes, 60 images (published: 20 classes, 60 images)" in capsys.readouterr().out
+    names = {f"cifar-fs-{part}.png" for part in ("train", "validation", "test")}
+    assert {p.name for p in (tmp_path / "sheets").iterdir()} == names
+
+
+# --- what prepare and check say -------------------------------------------------------------------------------------
 
 
 def test_prepare_without_download_says_where_to_get_it(cifar, server):

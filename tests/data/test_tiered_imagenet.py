@@ -94,6 +94,16 @@ def test_a_cache_that_cannot_be_written_is_done_without(pickles, tmp_path, monke
     assert "so all images stay in memory" in caplog.text
 
 
+def test_a_full_disk_is_noticed_before_decoding(pickles, cache, monkeypatch, caplog):
+    class Full:
+        free = 1000
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Full)
+    assert load_quietly(pickles).train.n_classes == 2
+    assert f"({cache} has 0.0 GB free, 0.0 are needed), so all images stay in memory (0.0 GB)" in caplog.text
+    assert list(cache.iterdir()) == []
+
+
 def test_folders_of_splits(folders, images, cache):
     splits = load_quietly(folders)
     assert torch.equal(splits.test.images, expected(images, "test"))
