@@ -46,7 +46,7 @@ class ModelConfig:
         prior_z: memory, empirical_bayes, conditional, standard_normal, vamp.
         posterior_m: mixture, moment_matched, relaxed.
         posterior_z: amortised, conjugate, deterministic.
-        likelihood: euclidean, cosine, gaussian.
+        likelihood: euclidean, cosine, gaussian, generative.
         memory_use: latent, rote, transformed, off, shuffled.
         memory_update: attention, mean, none.
         capacity: entries of the memory; 0 for one a training class.
@@ -55,8 +55,8 @@ class ModelConfig:
         top_k: recall only the k most similar entries; 0 for all.
         retrieve: let each class of a task find so many entries by exact search, and the task see no others: for
             memories of many thousand entries; 0 for all.
-        within_rank: leading eigenvectors of the within-class covariance that the memory keeps for conjugate and
-            gaussian; 0 for its diagonal alone.
+        within_rank: leading eigenvectors of the within-class covariance that the memory keeps for conjugate,
+            gaussian and generative; 0 for its diagonal alone.
         objective: elbo or importance_weighted.
         particles: posterior samples in a training step.
         beta_z: final weight of KL(q(z|m,S) || p(z|m)); 1 is the evidence lower bound.
