@@ -9,7 +9,7 @@ from pyro_vsm.likelihood import LIKELIHOODS, CosineLikelihood, EuclideanLikeliho
 from .contract import LikelihoodContract, name_of, uncovered
 from .small import randomise, task
 
-SPECS = ["euclidean", "cosine", "gaussian"]
+SPECS = ["euclidean", "cosine", "gaussian", "generative"]
 
 
 def test_every_registered_likelihood_is_covered():
@@ -21,7 +21,7 @@ class TestLikelihood(LikelihoodContract):
     pass
 
 
-@pytest.mark.parametrize("spec", ["gaussian"])
+@pytest.mark.parametrize("spec", ["gaussian", "generative"])
 class TestLikelihoodWithWithinCovariance(LikelihoodContract):
     with_it = {"within_rank": 2}  # noqa: RUF012
     of_memory = {"within_rank": 2}  # noqa: RUF012
