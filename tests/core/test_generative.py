@@ -248,16 +248,16 @@ def test_m_is_averaged_over(posterior_z):
     randomise(made.program, 1.0)  # m matters
     given = made.task(support, query)
     with torch.no_grad():
-        m = made.program.posterior_m(given).rsample((20_000,))  # [S, 1, N, D]
+        m = made.program.posterior_m(given).rsample((40_000,))  # [S, 1, N, D]
         p_z = made.program.prior_z(m, given)
         logits = made.program.likelihood.marginal(made.program.posterior_z(m, given, p_z), given)
-        expected = logits.softmax(-1)[:, 0].unflatten(0, (50, -1)).mean(1)
-        found = made.predict(support.expand(50, -1, -1, -1), query.expand(50, -1, -1), 400)
+        expected = logits.softmax(-1)[:, 0].unflatten(0, (100, -1)).mean(1)
+        found = made.predict(support.expand(100, -1, -1, -1), query.expand(100, -1, -1), 400)
         exact = made.predict_exactly(list(support[0]), query[0], 20_000)
     gap = found - expected
-    statistics.agree(gap, torch.zeros_like(gap[0]), power=0.01, scale=torch.ones(()), error=1e-6)
-    statistics.agree(found, exact, power=0.01, scale=torch.ones(()), error=0.01)
-    assert (logits.softmax(-1).mean((0, 1)) - logits.mean((0, 1)).softmax(-1)).abs().max() > 0.015
+    statistics.agree(gap, torch.zeros_like(gap[0]), power=0.017, scale=torch.ones(()), error=1e-6)
+    statistics.agree(found, exact, power=0.017, scale=torch.ones(()), error=0.005)
+    assert (logits.softmax(-1).mean((0, 1)) - logits.mean((0, 1)).softmax(-1)).abs().max() > 0.018
 
 
 def test_training_is_on_the_likelihood_given_z():
