@@ -4,6 +4,7 @@ Trained for no more than a few steps on tiny images; whether a system learns any
 """
 
 import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -322,6 +323,21 @@ def test_the_check_for_closed_forms_draws_no_random_numbers():
     assert torch.equal(models[1], models[3])
     for a, b in zip(models[0].parameters(), models[2].parameters()):
         assert torch.equal(a, b)
+
+
+def test_systems_that_differ_by_a_setting_have_it():
+    images = ImageSpec(1, SIZE, [0.5], [0.25], CLASSES)
+    found = {name: build_model(name, configured(name), images) for name in ("maml", "maml_first_order", "vpn", "vsm")}
+    assert found["maml_first_order"].config == replace(found["maml"].config, first_order=True)
+    assert not found["maml"].config.first_order
+    parts = {k: type(v).__name__ for k, v in found["vpn"].program.named_children()}
+    assert parts == {
+        "memory_use": "Off",
+        "prior_z": "StandardNormalPriorZ",
+        "posterior_z": "AmortisedPosteriorZ",
+        "likelihood": "EuclideanLikelihood",
+    }
+    assert found["vsm"].program.memory_use.latent
 
 
 # --- calibration --------------------------------------------------------------------------------------------------

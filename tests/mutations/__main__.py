@@ -31,17 +31,22 @@ def run(folder: Path, tests: tuple[str, ...]) -> str | None:
         "-q",
         "-p",
         "no:cacheprovider",
-        *(f"tests/core/{t}" for t in tests),
+        *(located(folder, t) for t in tests),
     ]
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode == 0:
         return None
-    found = re.search(r"^FAILED tests/core/(\S+)", done.stdout, re.MULTILINE)
+    found = re.search(r"^(?:FAILED|ERROR) tests/(?:core/)?(\S+)", done.stdout, re.MULTILINE)
     if done.returncode != 1 or not found:
         print(done.stdout[-3000:], done.stderr[-3000:], file=sys.stderr)
         return CRASHED
     return found.group(1).split("[")[0]
+
+
+def located(folder: Path, test: str) -> str:
+    """Its path from the folder."""
+    return f"tests/core/{test}" if (folder / "tests" / "core" / test).is_file() else f"tests/{test}"
 
 
 def mutate(folder: Path, mutation: Mutation) -> None:

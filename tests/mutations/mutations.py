@@ -14,7 +14,7 @@ class Mutation:
         file: in the package.
         old: occurs exactly once in the file.
         new: replaces it.
-        tests: files in tests/core that are run; the first that fails is enough.
+        tests: files in tests/core or tests that are run; the first that fails is enough.
     """
 
     what: str
@@ -27,6 +27,9 @@ class Mutation:
 EXACT = ("test_exactness.py",)
 MEMORY = ("test_memory.py",)
 DENSITY = ("test_posteriors.py", "test_priors.py")
+GENERATIVE = ("test_generative.py",)
+BASELINES = ("test_baselines.py",)
+SYSTEMS = ("test_systems.py",)
 
 MUTATIONS = [
     # objectives
@@ -83,8 +86,8 @@ MUTATIONS = [
     Mutation(
         "KL weight on the model only",
         "model.py",
-        'with weighted(self.beta_z):\n                pyro.sample("z", self.posterior_z',
-        'with nullcontext():\n                pyro.sample("z", self.posterior_z',
+        "with weighted(self.beta_z):\n                prior = self.prior_z",
+        "with nullcontext():\n                prior = self.prior_z",
         ("test_model.py",),
     ),
     Mutation(
@@ -97,8 +100,8 @@ MUTATIONS = [
     Mutation(
         "logits averaged instead of probabilities",
         "vsm.py",
-        "samples)[1].softmax(-1).mean(0)",
-        "samples)[1].mean(0).softmax(-1)",
+        "if logits is None else logits).softmax(-1).mean(0)",
+        "if logits is None else logits).mean(0).softmax(-1)",
         EXACT,
     ),
     # densities
@@ -140,8 +143,8 @@ MUTATIONS = [
     Mutation(
         "correlated noise of the mean of K observations not divided by K",
         "distributions.py",
-        "g = (noise_factor / shots**0.5)",
-        "g = (noise_factor / 1.0)",
+        "g = noise_factor / root",
+        "g = noise_factor",
         ("test_within.py",),
     ),
     Mutation(
@@ -242,5 +245,197 @@ MUTATIONS = [
         'e = e.masked_fill(~member, float("-inf"))',
         "e = e.masked_fill(~member, 0.0)",
         MEMORY,
+    ),
+    # the generative likelihood
+    Mutation(
+        "marginal: uncertainty of the prototype left out",
+        "likelihood.py",
+        "torch.diag_embed(noise + diag) + factor @ factor.mT",
+        "torch.diag_embed(noise + 0 * diag) + 0 * factor @ factor.mT",
+        GENERATIVE,
+    ),
+    Mutation(
+        "marginal: determinant left out",
+        "likelihood.py",
+        "- own - 2 * tril",
+        "- own - 0 * tril",
+        GENERATIVE,
+    ),
+    Mutation(
+        "marginal: quadratic term of the query left out where classes differ",
+        "likelihood.py",
+        "logits = logits - own -",
+        "logits = logits - 0 * own -",
+        GENERATIVE,
+    ),
+    Mutation(
+        "marginal: sign of the correlated noise",
+        "likelihood.py",
+        "covariance = covariance + noise_factor",
+        "covariance = covariance - noise_factor",
+        GENERATIVE,
+    ),
+    Mutation(
+        "marginal: scale of the first class alone",
+        "likelihood.py",
+        ".sum(-1).mean(-1)[..., None, None]",
+        ".sum(-1)[..., 0][..., None, None]",
+        GENERATIVE,
+    ),
+    Mutation(
+        "prediction samples z although it can be integrated out",
+        "vsm.py",
+        "logits = self.marginal(task, samples)\n        return (self",
+        "logits = None\n        return (self",
+        GENERATIVE,
+    ),
+    Mutation(
+        "single tasks are predicted by samples where evaluation integrates",
+        "prediction.py",
+        "mean = p.mean(0) if exact is None else exact",
+        "mean = p.mean(0)",
+        GENERATIVE,
+    ),
+    # compared systems
+    Mutation(
+        "MAML of second order without second derivatives",
+        "baselines/maml.py",
+        "if self.config.first_order:",
+        "if True:",
+        BASELINES,
+    ),
+    Mutation(
+        "MAML climbs",
+        "baselines/maml.py",
+        "w - self.inner_lr * slope[k]",
+        "w + self.inner_lr * slope[k]",
+        BASELINES,
+    ),
+    Mutation(
+        "MAML: all classes share one row of the head",
+        "baselines/maml.py",
+        'F.linear(h, weights["head.weight"], weights["head.bias"])',
+        'F.linear(h, weights["head.weight"].mean(0).expand_as(weights["head.weight"]), weights["head.bias"])',
+        BASELINES,
+    ),
+    Mutation(
+        "MAML: queries normalised by the moments of all",
+        "baselines/maml.py",
+        "torch.cat([x, queries]), first=len(x))",
+        "torch.cat([x, queries]))",
+        BASELINES,
+    ),
+    Mutation(
+        "MAML: moments of all images, deviations of the support's",
+        "baselines/maml.py",
+        "part = values[: self.first] if self.first else values",
+        "part = values",
+        BASELINES,
+    ),
+    Mutation(
+        "MAML tests with the steps of its training",
+        "baselines/maml.py",
+        "self.config.test_steps, together",
+        "self.config.inner_steps, together",
+        BASELINES,
+    ),
+    Mutation(
+        "the first-order system is of second order",
+        "systems.py",
+        "first_order=True",
+        "first_order=False",
+        SYSTEMS,
+    ),
+    Mutation(
+        "VERSA: features not squared in the variance",
+        "baselines/versa.py",
+        "h.square() @ weight_variance.mT",
+        "h.abs() @ weight_variance.mT",
+        BASELINES,
+    ),
+    Mutation(
+        "VERSA: log variance read as log deviation",
+        "baselines/versa.py",
+        "weight_log_variance.float().clamp(-20, 10).exp()",
+        "(2 * weight_log_variance.float()).clamp(-20, 10).exp()",
+        BASELINES,
+    ),
+    Mutation(
+        "VERSA: mean of logs for log of mean",
+        "baselines/versa.py",
+        ".logsumexp(0) - math.log(L)",
+        ".mean(0)",
+        BASELINES,
+    ),
+    Mutation(
+        "VERSA: predicts with the mean classifier",
+        "baselines/versa.py",
+        "F.log_softmax(mean + variance.sqrt() * noise, -1)",
+        "F.log_softmax(mean + 0 * variance.sqrt() * noise, -1)",
+        BASELINES,
+    ),
+    Mutation(
+        "RFS: bias penalised",
+        "baselines/rfs.py",
+        "residual.sum(1, keepdim=True)], 1)",
+        "residual.sum(1, keepdim=True) + ahead[:, size:] / c], 1)",
+        BASELINES,
+    ),
+    Mutation(
+        "RFS: penalty multiplied by C",
+        "baselines/rfs.py",
+        "residual + ahead[:, :size] / c",
+        "residual + ahead[:, :size] * c",
+        BASELINES,
+    ),
+    Mutation(
+        "RFS: examples not normalised",
+        "baselines/rfs.py",
+        "F.normalize(examples, dim=-1),",
+        "examples,",
+        BASELINES,
+    ),
+    Mutation(
+        "distillation: divergence the wrong way round",
+        "classifier.py",
+        "F.log_softmax(logits / c.temperature, -1),\n                F.log_softmax(taught / c.temperature, -1),",
+        "F.log_softmax(taught / c.temperature, -1),\n                F.log_softmax(logits / c.temperature, -1),",
+        BASELINES,
+    ),
+    Mutation(
+        "distillation: temperature not squared",
+        "classifier.py",
+        "c.temperature**2 * F.kl_div",
+        "c.temperature * F.kl_div",
+        BASELINES,
+    ),
+    Mutation(
+        "VPN is fed the memory",
+        "systems.py",
+        '"memory_use": "off"',
+        '"memory_use": "latent"',
+        SYSTEMS,
+    ),
+    Mutation(
+        "calibration steps of one size, however far the optimum",
+        "calibration.py",
+        " * max(1.0, float(p.detach().abs()))",
+        "",
+        SYSTEMS,
+    ),
+    # tables
+    Mutation(
+        "paired differences without the spread over seeds",
+        "tables/lines.py",
+        "difference = over_both(mine",
+        "difference = over_episodes(mine",
+        ("test_tables.py",),
+    ),
+    Mutation(
+        "differences to the reference's other seeds",
+        "tables/lines.py",
+        "mine - stack(found, reference, p, metric)",
+        "mine - stack(found, reference, p, metric).flip(0)",
+        ("test_tables.py",),
     ),
 ]
