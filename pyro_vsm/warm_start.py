@@ -13,6 +13,8 @@ from pyro_vsm.feature_cache import raw_features
 from pyro_vsm.fewshot import FewShotModel
 
 BACKBONE = "encoder.backbone."
+STATISTICS = ("encoder.mean", "encoder.std")
+"""Of the images that the backbone was trained on: it must see others through the same glasses."""
 
 
 def warm_start(model: FewShotModel, path: Path | str, data: ClassImages, device: torch.device) -> None:
@@ -35,6 +37,10 @@ def warm_start(model: FewShotModel, path: Path | str, data: ClassImages, device:
     if not backbone:
         raise UserError(f"training.init: {path} holds no backbone; give a model that pyro-vsm train wrote")
     checkpoint.load_into(model.encoder.backbone, backbone, f"training.init: {path}")
+    for name in STATISTICS:
+        own = model.encoder.get_buffer(name.removeprefix("encoder."))
+        if name in tensors and tensors[name].shape == own.shape:
+            own.copy_(tensors[name])
     model.to(device)
     mode = model.training
     model.eval()
