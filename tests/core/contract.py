@@ -20,7 +20,8 @@ import torch
 from pyro.distributions import Delta, TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vsm.likelihood import LIKELIHOODS
+from pyro_vsm.distributions import LowRankGaussian
+from pyro_vsm.likelihood import LIKELIHOODS, Likelihood
 from pyro_vsm.memory import SemanticMemory
 from pyro_vsm.memory_updates import MEMORY_UPDATES
 from pyro_vsm.memory_uses import MEMORY_USES
@@ -321,6 +322,46 @@ class LikelihoodContract(PartContract):
         with torch.autocast("cpu", torch.bfloat16):
             inside = part(z, given)
         torch.testing.assert_close(inside, part(z, given), atol=1e-4, rtol=1e-4)
+
+    @states
+    def test_marginal(self, spec, entries):
+        """None, or logits with z integrated out: shapes, each particle and task for itself, no order, autocast."""
+        part, store = self.build(spec, D), self.memory(D, entries)
+        support, query, loc = torch.randn(T, N, 2, D), torch.randn(T, Q, D), torch.randn(P, T, N, D)
+        factor, diag = 0.3 * torch.randn(P, T, N, D, 2), torch.rand(P, T, N, D) + 0.1
+        given = recall(store, support, query)
+        logits = part.marginal(LowRankGaussian(loc, factor, diag), given)
+        if type(part).marginal is Likelihood.marginal:
+            assert logits is None
+            return
+        assert logits.shape == (P, T, Q, N)
+        assert torch.isfinite(logits).all()
+        logits = logits.log_softmax(-1)
+        close = {"atol": 1e-3, "rtol": 1e-3}
+        order = torch.tensor([2, 0, 1])
+        turned = LowRankGaussian(loc[..., order, :], factor[..., order, :, :], diag[..., order, :])
+        torch.testing.assert_close(part.marginal(turned, given).log_softmax(-1), logits[..., order], **close)
+        for t in range(T):
+            one = recall(store, support[t : t + 1], query[t : t + 1])
+            for p in range(P):
+                q = LowRankGaussian(loc[p, t : t + 1], factor[p, t : t + 1], diag[p, t : t + 1])
+                torch.testing.assert_close(part.marginal(q, one)[0].log_softmax(-1), logits[p, t], **close)
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = part.marginal(LowRankGaussian(loc, factor, diag), given).log_softmax(-1)
+        torch.testing.assert_close(inside, logits, **close)
+
+    @pytest.mark.cuda
+    @states
+    def test_marginal_on_cuda(self, spec, entries):
+        part, given = self.build(spec, D), self.task(D, entries)
+        loc, factor, diag = torch.randn(P, T, N, D), torch.randn(T, N, D, 2), torch.rand(T, N, D) + 0.1
+        expected, device = part.marginal(LowRankGaussian(loc, factor, diag), given), torch.device("cuda")
+        q = LowRankGaussian(loc.to(device), factor.to(device), diag.to(device))
+        got = part.to(device).marginal(q, to(given, device))
+        assert (got is None) == (expected is None)
+        if got is not None:
+            got = got.log_softmax(-1).cpu()
+            torch.testing.assert_close(got, expected.log_softmax(-1), atol=1e-2, rtol=1e-3)
 
     @pytest.mark.cuda
     @states
