@@ -24,6 +24,7 @@ from pyro_vsm.errors import UserError
 from pyro_vsm.evaluation import evaluate_model, predict_probabilities
 from pyro_vsm.fewshot import FewShotModel
 from pyro_vsm.loading import load_model
+from pyro_vsm.run import read_metrics
 from pyro_vsm.systems import SYSTEMS, ImageSpec, build_model
 from pyro_vsm.training import Trainer
 
@@ -375,7 +376,10 @@ FROZEN = {
 
 
 def test_every_system_that_can_be_works_on_cached_features(tiny_settings, tmp_path, monkeypatch):
-    """A table from one pretrained classifier a seed: power, components, calibration, the closed form among them."""
+    """A table from one pretrained classifier a seed: power, components, calibration, the closed form among them.
+
+    And from the classifier as a teacher.
+    """
     from pyro_vsm.tables import make, make_table
 
     monkeypatch.setattr(make.plots, "save", lambda fig, path: path)
@@ -389,15 +393,17 @@ def test_every_system_that_can_be_works_on_cached_features(tiny_settings, tmp_pa
     for variant, settings in FROZEN.items():
         own = {**VARIANTS[variant], **settings, **{f"training.{k}": v for k, v in start.items()}}
         rows.append({"name": variant.replace(" ", "-"), "system": variant.split()[0], "set": own})
+    taught = {"classifier.teacher": "run:start", "classifier.distillation": 0.5}
+    rows.append({"name": "rfs-distilled", "system": "rfs", "set": taught})
     table = {"base": base, "seeds": [0, 1], "reference": "pn", "temperature_episodes": 4, "rows": rows}
     (tmp_path / "frozen.yaml").write_text(yaml.safe_dump(table))
     data = data_sources.load(Config.from_dict(base).data, lambda _: None)
     monkeypatch.setattr(data_sources, "load", lambda *_: data)
     assert make_table(tmp_path / "frozen.yaml", tmp_path / "out", log=lambda _: None)
-    backbones = []
-    for row in rows:
-        for seed in (0, 1):
-            model = load_model(tmp_path / "out" / "runs" / row["name"] / f"seed-{seed}" / row["system"])[0]
-            backbones.append((seed, model.encoder.backbone.state_dict()))
-    for seed, state in backbones[2:]:
-        assert all(torch.equal(v, backbones[seed][1][k]) for k, v in state.items())
+    for seed in (0, 1):
+        runs = [tmp_path / "out" / "runs" / row["name"] / f"seed-{seed}" / row["system"] for row in rows]
+        first, *frozen, distilled = (load_model(run)[0].encoder.backbone.state_dict() for run in runs)
+        for state in frozen:
+            assert all(torch.equal(v, first[k]) for k, v in state.items())
+        assert not all(torch.equal(v, first[k]) for k, v in distilled.items())
+        assert any(r.get("train/distillation", 0) > 0 for r in read_metrics(runs[-1] / "metrics.jsonl"))
