@@ -122,15 +122,47 @@ class GenerativeLikelihood(GaussianLikelihood):
         loc, factor, diag = gaussian_parts(q)
         noise, noise_factor = self.noise(task)
         with full_precision(loc):
-            covariance = torch.diag_embed(noise + diag) + factor @ factor.mT  # [..., T|1, N|1, D, D]
-            if noise_factor is not None:
-                covariance = covariance + noise_factor @ noise_factor.mT
-            tril, _ = torch.linalg.cholesky_ex(covariance)
-            precision = torch.cholesky_inverse(tril)
-            query, weighted = task.query, (precision @ loc.unsqueeze(-1)).squeeze(-1)
+            # of W + V_n, [..., T, N, ...] or [..., T, 1, ...]; einsum does not copy what is shared by the batch
+            w, sign, c, log_det = inverse(noise + diag, joined(factor, noise_factor))
+            white, query = torch.einsum("...rd,...d->...r", c, loc), task.query
+            weighted = w * loc + sign * torch.einsum("...rd,...r->...d", c, white)  # (W + V_n)^-1 mean_n
             logits = 2 * query @ weighted.mT - (loc * weighted).sum(-1).unsqueeze(-2)
-            if precision.shape[-3] > 1:  # otherwise the terms left out are the same for every class
-                own = ((query.unsqueeze(-3) @ precision) * query.unsqueeze(-3)).sum(-1).mT
-                logits = logits - own - 2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1).unsqueeze(-2)
-            scale = precision.diagonal(dim1=-2, dim2=-1).sum(-1).mean(-1)[..., None, None]
+            if log_det.shape[-1] > 1:  # otherwise the terms left out are the same for every class
+                own = torch.einsum("...qd,...nrd->...qnr", query, c).square().sum(-1)
+                own = query.square() @ w.mT + sign * own
+                logits = logits - own - log_det.unsqueeze(-2)
+            scale = (w.sum(-1) + sign * c.square().sum((-2, -1))).mean(-1)[..., None, None]
         return self.tau() * logits / scale
+
+
+def joined(factor: Tensor, other: Tensor | None) -> Tensor:
+    """Both factors side by side, ``[..., D, R + r]``."""
+    if other is None:
+        return factor
+    batch = torch.broadcast_shapes(factor.shape[:-2], other.shape[:-2])
+    return torch.cat([f.expand(*batch, *f.shape[-2:]) for f in (factor, other)], -1)
+
+
+def inverse(diag: Tensor, factor: Tensor) -> tuple[Tensor, int, Tensor, Tensor]:
+    """``(diag(d) + F F^T)^-1 = diag(w) + sign C^T C``: w ``[..., D]``, sign, C ``[..., R, D]``, log determinant.
+
+    By Woodbury's identity (w = 1/d, sign = -1, no D x D matrix), or, where F has as many columns as rows, by the
+    Cholesky factor of the whole matrix (w = 0, sign = 1).
+
+    Args:
+        diag: ``[..., D]``, positive.
+        factor: ``[..., D, R]``.
+    """
+    batch = torch.broadcast_shapes(diag.shape[:-1], factor.shape[:-2])
+    diag, factor = diag.expand(*batch, -1), factor.expand(*batch, *factor.shape[-2:])
+    dim, rank = factor.shape[-2:]
+    eye = torch.eye(min(dim, rank), device=diag.device, dtype=diag.dtype)
+    if rank < dim:
+        scaled = factor / diag.unsqueeze(-1)
+        tril, _ = torch.linalg.cholesky_ex(eye + factor.mT @ scaled)
+        w, sign, right, log_det = diag.reciprocal(), -1, scaled.mT, diag.log().sum(-1)
+    else:
+        tril, _ = torch.linalg.cholesky_ex(torch.diag_embed(diag) + factor @ factor.mT)
+        w, sign, right, log_det = torch.zeros_like(diag), 1, eye.expand_as(tril), torch.zeros_like(diag[..., 0])
+    c = torch.linalg.solve_triangular(tril, right, upper=False)
+    return w, sign, c, log_det + 2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)

@@ -169,6 +169,29 @@ def test_classes_queries_and_axes_are_exchangeable(rank, kind):
     torch.testing.assert_close(found, logits)
 
 
+@pytest.mark.parametrize("rank", [3, 60, 250], ids=["low", "middle", "more columns than rows"])
+def test_float32_is_enough(rank):
+    part, dim = randomise(GenerativeLikelihood(200)), 200
+    store = memory(dim, 6, images=12, within_rank=20)
+    given = recall(store, torch.randn(T, N, 2, dim), torch.randn(T, Q, dim))
+    loc, factor, diag = torch.randn(T, N, dim), torch.randn(T, N, dim, rank) / rank**0.5, torch.rand(T, N, dim) + 0.01
+    single = part.marginal(LowRankGaussian(loc, factor, diag), given).log_softmax(-1)
+    q = LowRankGaussian(loc.double(), factor.double(), diag.double())
+    double = part.double().marginal(q, to(given, DOUBLE)).log_softmax(-1)
+    torch.testing.assert_close(single.double(), double, atol=1e-3, rtol=1e-3)
+
+
+def test_no_matrix_of_dimension_squared_for_a_class():
+    """Classes with variances of their own in 4000 dimensions: dense matrices would take 15 GB."""
+    dim = 4000
+    part, given = GenerativeLikelihood(dim), task(0, dim=dim)
+    given = to(given, torch.float32)
+    loc, diag = torch.randn(40, T, N, dim), torch.rand(40, T, N, dim) + 0.1
+    logits = part.marginal(gaussian(loc, None, diag), given)
+    assert logits.shape == (40, T, Q, N)
+    assert torch.isfinite(logits).all()
+
+
 def test_only_a_gaussian_has_a_marginal():
     part, given, z = likelihood(), task(0), torch.randn(T, N, D, dtype=DOUBLE)
     for q in (dist.Delta(z, event_dim=1), dist.Laplace(z, torch.ones_like(z)).to_event(1)):
