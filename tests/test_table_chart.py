@@ -36,13 +36,37 @@ def test_everything_is_where_it_belongs():
     ]  # fmt: skip
 
 
+def test_paired_differences_stand_beside_the_accuracies():
+    other = plots.TablePoint("VSM", Interval(0.56, 0.01, 9), [0.55, 0.57], None, Interval(0.06, 0.02, 9))
+    fig = plots.table_chart({"1-shot": [PN, other], "5-shot": [ONE]}, "PN")
+    assert [ax.get_xlabel() for ax in fig.axes] == ["accuracy (%)", "Δ to PN (points)"] * 2
+    beside = fig.axes[1]
+    assert beside.get_ylim() == fig.axes[0].get_ylim()
+    (bar,) = beside.containers  # none for the reference
+    assert (bar.lines[0].get_xdata()[0], bar.lines[0].get_ydata()[0]) == pytest.approx((6, 1))
+    (segment,) = bar.lines[2][0].get_segments()
+    assert segment[:, 0].tolist() == pytest.approx([4, 8])
+    assert beside.lines[0].get_xdata() == [0, 0]
+    assert "paired difference, 95 % interval over seeds and episodes" in [t.get_text() for t in fig.legends[0].texts]
+
+
 def test_without_seeds_and_paper_the_legend_names_neither():
     fig = plots.table_chart({"1-shot": [ONE]})
     assert [t.get_text() for t in fig.legends[0].texts] == ["mean and 95 % interval over episodes"]
 
 
-def test_nothing_is_cut_off_and_marks_are_dark_in_grey(tmp_path):
-    path = plots.save(plots.table_chart({"1-shot": [PN, ONE]}), tmp_path / "chart.png", dpi=60)
+PAIRED = plots.TablePoint(
+    "a system of a long name", Interval(0.56, 0.01, 9), [0.5, 0.6], 0.5, Interval(0.06, 0.02, 9)
+)
+
+
+@pytest.mark.parametrize(
+    "panels",
+    [{"1": [PN, ONE]}, {"1": [PN, PAIRED]}, {"1": [PN, PAIRED], "5": [PN, PAIRED]}],
+    ids=["", "paired", "two"],
+)
+def test_nothing_is_cut_off_and_marks_are_dark_in_grey(tmp_path, panels):
+    path = plots.save(plots.table_chart(panels), tmp_path / "chart.png", dpi=60)
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("L"))
     assert np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]).min() > 250

@@ -52,7 +52,7 @@ def silent(_: str) -> None:
 def quick(monkeypatch, tiny_data, tiny_root):
     """Drawing and decoding take longer than the rest; the table of ``made`` comes about without these short cuts."""
     monkeypatch.setattr(make.plots, "save", lambda fig, path: path)
-    monkeypatch.setattr(make.plots, "table_chart", lambda panels: None)
+    monkeypatch.setattr(make.plots, "table_chart", lambda panels, reference: None)
     load = data_sources.load
 
     def remembered(config, log):

@@ -15,9 +15,8 @@ from pyro_vsm.config import EvaluationConfig
 from pyro_vsm.data import Splits
 from pyro_vsm.errors import UserError
 from pyro_vsm.jobs import Log
-from pyro_vsm.replicates import over_episodes
-from pyro_vsm.tables.definition import Row, Table, read_table
-from pyro_vsm.tables.lines import Found, command_line, lines_by_seed, remarks, stack, summary
+from pyro_vsm.tables.definition import Protocol, Row, Table, read_table
+from pyro_vsm.tables.lines import Found, command_line, lines_by_seed, remarks, summary
 from pyro_vsm.tables.runs import TableRuns
 from pyro_vsm.tables.scores import TableScores
 from pyro_vsm.training import pick_device
@@ -136,20 +135,15 @@ def _write(
     written += report.write_report(
         lines_by_seed(shown, found, records), runs.out, f"{stem}-seeds", f"{title}, by seed"
     )
-    points = {
-        str(p): [
-            plots.TablePoint(
-                row.label,
-                over_episodes(stack(found, row, p, "accuracy")),
-                [float(found[row.name][s][p].accuracy.mean()) for s in table.seeds],
-                row.paper[p.shot] / 100 if p.shot in row.paper else None,
-            )
-            for row in shown
-            if p in row.protocols
-        ]
-        for p in table.protocols
-    }
-    figure = plots.table_chart({name: rows for name, rows in points.items() if rows})
+    points: dict[str, list[plots.TablePoint]] = {}
+    for line in rows:
+        p = Protocol(line["way"], line["shot"])
+        seeds = [float(found[line["row"]][s][p].accuracy.mean()) for s in table.seeds]
+        point = plots.TablePoint(
+            line["system"], line["accuracy"], seeds, line["paper"], line.get("accuracy_difference")
+        )
+        points.setdefault(str(p), []).append(point)
+    figure = plots.table_chart(points, table.row(table.reference).label)
     written.append(plots.save(figure, runs.out / f"{stem}.png"))
     log("\n".join(["", title, "", report.to_text(report.narrowed(rows, COLUMNS)), "", *notes, ""]))
     log(f"Written: {', '.join(map(str, written))}")
