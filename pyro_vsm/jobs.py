@@ -22,7 +22,7 @@ from pyro_vsm.data.images import ClassImages
 from pyro_vsm.errors import UserError
 from pyro_vsm.evaluation import evaluate_model
 from pyro_vsm.figures import draw_run
-from pyro_vsm.files import is_temporary, write_atomic
+from pyro_vsm.files import is_temporary, sweep, write_atomic
 from pyro_vsm.loading import checkpoint_meta, load_model
 from pyro_vsm.results import EpisodeResults, compare
 from pyro_vsm.run import Run
@@ -75,6 +75,8 @@ def train(
     with parallel.main_first():
         data = data_sources.load(config.data, log)
     check_run(config, data)
+    if resume:
+        sweep(folder)
     models: dict[str, Path] = {}
     seconds: dict[str, float] = {}
     for number, name in enumerate(config.systems):

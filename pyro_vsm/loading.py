@@ -76,6 +76,15 @@ def load_pretrained(name: str, *, device: str = "auto") -> FewShotModel:
     return load_model(pretrained.WEIGHTS / name, device=device)[0]
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Refuses aliases, by which a few lines can stand for more than any memory holds; no run has them."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("an alias, which no run writes")
+        return super().compose_node(parent, index)
+
+
 def read_config(folder: Path | str) -> Config:
     """The configuration of a run folder.
 
@@ -86,8 +95,8 @@ def read_config(folder: Path | str) -> Config:
     if not path.is_file():
         raise UserError(f"there is no config.yaml in {folder}; give the folder of a run")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        values = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)  # a SafeLoader
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} cannot be read ({reason}); restore it") from error
     try:

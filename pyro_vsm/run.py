@@ -219,7 +219,10 @@ class Run:
 
     def forget(self) -> None:
         """Cut back the log of a training that ended before its first state was saved."""
-        self.metrics_path.unlink(missing_ok=True)
+        try:
+            self.metrics_path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot remove {self.metrics_path} ({error.strerror}); choose another --out") from error
         sweep(self.folder)
 
     def _restore(self, trainer: Trainer, tensors: dict[str, Tensor], meta: dict[str, Any], path: Path) -> None:

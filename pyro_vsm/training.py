@@ -279,7 +279,17 @@ class Trainer:
 
     def _validate(self, bar: tqdm) -> None:
         self._check()
-        results = self.evaluate(self.validation_data, self.validation_episodes)
+        try:
+            results = self.evaluate(self.validation_data, self.validation_episodes)
+        except (UserError, RuntimeError, ValueError) as error:
+            found = self.guard.findings()
+            if not found.row:
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{self.name}: the weights of step {self.step} cannot be validated ({reason}), and {found.sentence()}; "
+                f"what was saved before is kept in {self.run.folder}: lower training.lr or the KL weights"
+            ) from error
         accuracy = results.interval("accuracy").mean
         self.run.log(
             self.step, "validation", {"accuracy": accuracy, "nll": results.interval("nll").mean, "ece": results.ece}

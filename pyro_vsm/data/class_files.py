@@ -52,10 +52,10 @@ def find_classes(root: Path) -> ClassFiles:
     """Every folder below `root` that holds images itself, named by its path relative to `root`.
 
     Hidden files and files with other endings are passed over. Links are followed, each real folder once, so a
-    loop of links ends.
+    loop of links ends; one to a folder above `root` is not, as that would lead into the other splits.
     """
     found: ClassFiles = {}
-    seen: set[str] = set()
+    seen = {str(path) for path in Path(os.path.realpath(root)).parents}
     waiting = [root]
     while waiting:
         folder = waiting.pop()
@@ -69,11 +69,11 @@ def find_classes(root: Path) -> ClassFiles:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
-                    if entry.is_dir():
+                    if _is_folder(entry):
                         folders.append(folder / entry.name)
                     elif os.path.splitext(entry.name)[1].lower() not in ENDINGS:
                         continue
-                    elif entry.is_file() or entry.is_symlink():  # no pipe; a dead link is reported when decoded
+                    elif entry.is_symlink() or entry.is_file():  # no pipe; a dead link is reported when decoded
                         files.append(folder / entry.name)
         except OSError as error:
             raise UserError(f"folder {folder} cannot be read ({error}): check its permissions") from error
@@ -81,6 +81,13 @@ def find_classes(root: Path) -> ClassFiles:
         if files and folder != root:
             found[folder.relative_to(root).as_posix()] = sorted(files)
     return dict(sorted(found.items()))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def fingerprint(root: Path, files: Sequence[Path]) -> str:

@@ -105,7 +105,7 @@ def _read_table(table: Path, images: Path) -> ClassFiles:
                 if not name or not label:
                     raise UserError(f"{table}, line {rows.line_num}, lacks a file name or a label: mend the line")
                 path = PurePosixPath(name)
-                if path.is_absolute() or ".." in path.parts:
+                if path.is_absolute() or ".." in path.parts or "\0" in name:
                     raise UserError(f"{table}, line {rows.line_num}, points outside images/ ({name!r}): give another")
                 if path in listed:
                     raise UserError(

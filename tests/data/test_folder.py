@@ -217,3 +217,23 @@ def test_support_folders_without_splits(tmp_path, write_tree, caplog):
         read_class_folders(root / "b", 16, 3)
     with pytest.raises(UserError, match="does not exist"):
         read_class_folders(tmp_path / "gone", 16, 3)
+
+
+def test_a_link_to_itself_is_a_bad_file_and_one_to_the_whole_is_not_followed(split_tree):
+    before = load_quietly(split_tree).identity
+    os.symlink(split_tree, split_tree / "train" / "up")
+    os.symlink("../../train", split_tree / "train" / "cat" / "up")
+    assert load_quietly(split_tree).identity == before
+    os.symlink("self.png", split_tree / "train" / "cat" / "self.png")
+    with pytest.raises(UserError, match=r"self\.png cannot be read"):
+        load_quietly(split_tree)
+    assert load_quietly(split_tree, bad_files="skip").identity == before
+
+
+def test_names_in_any_script_and_in_no_encoding(split_tree):
+    (split_tree / "train" / "cat").rename(split_tree / "train" / os.fsdecode(b"\xff\xfe"))
+    (split_tree / "train" / "dog" / "0.png").rename(split_tree / "train" / "dog" / "größe 图\n🦉.png")
+    for _ in range(2):  # the second time from the cache
+        splits = load_quietly(split_tree)
+        assert splits.train.names == ("dog", os.fsdecode(b"\xff\xfe"))
+        assert splits.train.counts.tolist() == [2, 3]

@@ -162,6 +162,10 @@ def first_image(root):
             r"line 4, lists '\./a\.png' a second time",
         ),
         (lambda root: (root / "train.csv").write_text("filename,label\n" + "x" * 200_000), "no readable csv"),
+        (
+            lambda root: (root / "train.csv").write_text("filename,label\na\0.png,n\n"),
+            "outside images/|no readable csv",
+        ),
         (lambda root: first_image(root).unlink(), "does not exist"),
         (lambda root: first_image(root).write_bytes(b""), "is empty"),
         (
