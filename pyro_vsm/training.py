@@ -287,8 +287,8 @@ class Trainer:
                 raise
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{self.name}: the weights of step {self.step} cannot be validated ({reason}), and {found.sentence()}; "
-                f"what was saved before is kept in {self.run.folder}: lower training.lr or the KL weights"
+                f"{self.name}: the weights of step {self.step} cannot be validated ({reason}), and {found.sentence()}"
+                f"; what was saved before is kept in {self.run.folder}: lower training.lr or the KL weights"
             ) from error
         accuracy = results.interval("accuracy").mean
         self.run.log(
