@@ -39,6 +39,22 @@ def test_average_pooling_of_conv4(size):
     torch.testing.assert_close(mean(images), before_pooling.mean((2, 3)))
 
 
+def test_grid_of_averages_of_conv4():
+    torch.manual_seed(0)
+    one, four = Conv4(3, 84, pool="average").eval(), Conv4(3, 84, pool="average", grid=2).eval()
+    four.load_state_dict(one.state_dict())
+    images = torch.rand(2, 3, 84, 84)
+    assert four.dim == 256
+    # the map of 10 x 10 falls into four equal parts
+    torch.testing.assert_close(four(images).unflatten(1, (64, 4)).mean(-1), one(images))
+
+
+@pytest.mark.parametrize(("pool", "grid"), [("average", 0), ("average", 11), ("flatten", 2)])
+def test_grid_that_cannot_be(pool, grid):
+    with pytest.raises(UserError, match=f"conv4: grid is {grid}; with pool average give 1 to 10"):
+        Conv4(3, 84, pool=pool, grid=grid)
+
+
 def test_pooling_that_is_unknown():
     with pytest.raises(UserError, match="conv4: pool is 'max'; give flatten or average"):
         Conv4(3, 28, pool="max")

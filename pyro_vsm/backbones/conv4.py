@@ -12,7 +12,7 @@ from pyro_vsm.errors import UserError
 class Conv4(Backbone):
     """Four blocks of 3x3 convolution, batch normalisation, ReLU and 2x2 max pooling.
 
-    84x84 images give ``width * 25`` features, 28x28 images ``width``; with ``average``, always ``width``.
+    84x84 images give ``width * 25`` features, 28x28 images ``width``; with ``average``, always ``width * grid^2``.
 
     Args:
         channels: of the images.
@@ -20,25 +20,32 @@ class Conv4(Backbone):
         width: channels of each block.
         pool: ``flatten`` the last block's map; or ``average`` it over the positions, without max pooling in the last
             block (Tian et al. 2020: such features of a classifier carry over to new classes much better).
+        grid: with ``average``, the map is averaged over ``grid x grid`` parts. It has no weights: a backbone that was
+            trained with one grid can be used with another.
 
     Raises:
-        UserError: images too small for four poolings, no channels, or an unknown ``pool``.
+        UserError: images too small for four poolings, no channels, an unknown ``pool``, or a grid finer than the map.
     """
 
-    def __init__(self, channels: int, image_size: int, *, width: int = 64, pool: str = "flatten"):
+    def __init__(self, channels: int, image_size: int, *, width: int = 64, pool: str = "flatten", grid: int = 1):
         super().__init__(channels, image_size)
         if pool not in ("flatten", "average"):
             raise UserError(f"conv4: pool is {pool!r}; give flatten or average")
         average = pool == "average"
+        if not 1 <= grid <= (image_size // 8 if average else 1):
+            raise UserError(
+                f"conv4: grid is {grid}; with pool average give 1 to {image_size // 8} for images of {image_size} pixels"
+                ", with flatten leave it at 1"
+            )
         if image_size < 16:
             raise UserError(f"conv4: images of {image_size} pixels are too small; give at least 16")
         if not isinstance(width, int) or width < 1:
             raise UserError(f"conv4: width is {width!r}; give a whole number of channels from 1 on")
         blocks = [self._block(channels if i == 0 else width, width) for i in range(4)]
         if average:
-            blocks[-1][-1] = nn.AdaptiveAvgPool2d(1)
+            blocks[-1][-1] = nn.AdaptiveAvgPool2d(grid)
         self.blocks = nn.Sequential(*blocks, nn.Flatten())
-        self.dim = width if average else width * (image_size // 16) ** 2
+        self.dim = width * grid**2 if average else width * (image_size // 16) ** 2
 
     @staticmethod
     def _block(inputs: int, outputs: int) -> nn.Sequential:
