@@ -34,8 +34,8 @@ class Conv4(Backbone):
         average = pool == "average"
         if not 1 <= grid <= (image_size // 8 if average else 1):
             raise UserError(
-                f"conv4: grid is {grid}; with pool average give 1 to {image_size // 8} for images of {image_size} pixels"
-                ", with flatten leave it at 1"
+                f"conv4: grid is {grid}; with pool average give 1 to {image_size // 8} for images of {image_size} "
+                "pixels, with flatten leave it at 1"
             )
         if image_size < 16:
             raise UserError(f"conv4: images of {image_size} pixels are too small; give at least 16")
