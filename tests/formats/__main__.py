@@ -56,6 +56,12 @@ def write(root: Path, share: float) -> None:
             file.write(b".")
 
 
+def own_memory() -> int:
+    """Bytes of resident memory that are not pages of mapped files, now (Linux only)."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["RssAnon"].split()[0]) * 1024
+
+
 def load(root: str, train: bool) -> None:
     """In a process of its own: loads, and prints seconds and the peak of resident memory."""
     from pyro_vsm.data import DataConfig
@@ -65,6 +71,7 @@ def load(root: str, train: bool) -> None:
     def report(what: str, started: float, **further: object) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         found = {"what": what, "seconds": round(time.perf_counter() - started), "peak_gib": round(peak / 2**30, 2)}
+        found["own_gib"] = round(own_memory() / 2**30, 2)
         busy = {
             "cpu_seconds": round(time.process_time()),
             "cores": cores(),
