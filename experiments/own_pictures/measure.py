@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pyro_vsm import report
 from pyro_vsm.data.decode import read_image
-from pyro_vsm.metrics import mean_interval
+from pyro_vsm.metrics import Interval, mean_interval, paired
 from pyro_vsm.prediction import predict_files
 
 SIDE = 32
@@ -37,30 +38,35 @@ def nearest_mean(folder: Path) -> torch.Tensor:
     return torch.tensor([names[b] == true_class(f.name) for b, f in zip(best, files)])
 
 
+def measure(folder: Path, checkpoint: str = "auto") -> dict[str, Any]:
+    """A row of the table; intervals are over pictures, the difference is paired on them."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = str(Path(scratch) / "predictions.csv")
+        done = predict_files(checkpoint, str(folder / "examples"), [str(folder / "new")], form="csv", out=out)
+    right = torch.tensor([label == true_class(f) for label, f in zip(done.labels, done.files)]).double()
+    raw = nearest_mean(folder).double()
+    return {
+        "pictures": folder.name,
+        "classes": len(done.classes),
+        "model": Path(done.model).name,
+        "accuracy": mean_interval(right),
+        "raw pixels, nearest mean (%)": str_percent(mean_interval(raw)),
+        "difference (points)": str_percent(paired(right, raw), sign="+"),
+    }
+
+
+def str_percent(interval: Interval, sign: str = "") -> str:
+    """In percent."""
+    return f"{100 * interval.mean:{sign}.1f} ± {100 * interval.half_width:.1f}"
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+")
     parser.add_argument("--checkpoint", default="auto")
     args = parser.parse_args()
-    rows = []
-    for folder in map(Path, args.folders):
-        with tempfile.NamedTemporaryFile() as scratch:
-            done = predict_files(
-                args.checkpoint, str(folder / "examples"), [str(folder / "new")], form="csv", out=scratch.name
-            )
-        right = torch.tensor([label == true_class(f) for label, f in zip(done.labels, done.files)])
-        raw = nearest_mean(folder)
-        rows.append(
-            {
-                "pictures": folder.name,
-                "classes": len(done.classes),
-                "model": done.model,
-                "accuracy": mean_interval(right.double()),
-                "raw pixels, nearest mean (accuracy %)": f"{100 * raw.double().mean():.1f}",
-            }
-        )
-    print(report.to_markdown(rows))
+    print(report.to_markdown([measure(Path(folder), args.checkpoint) for folder in args.folders]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Pictures as somebody may have them: 32x32 pixels, 30 classes, drawn by other means than the training data.
 
-python experiments/own_pictures/pictures.py KIND FOLDER makes FOLDER/examples/CLASS/*.png (5 a class) and
+python experiments/own_pictures/pictures.py KIND FOLDER [SEED] makes FOLDER/examples/CLASS/*.png (5 a class) and
 FOLDER/new/CLASS-NN.png (15 a class). KIND is symbols, shapes, or the root of class folders to take 30 classes from.
 """
 
@@ -119,4 +119,4 @@ def stamped(mask: Image.Image, rng: random.Random, ink: tuple[int, ...], ground:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:3], *map(int, sys.argv[3:4]))
