@@ -61,10 +61,10 @@ def is_temporary(path: Path) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what a killed :func:`write_atomic` left in the folder; no other process may be writing there."""
+    """Removes what a killed :func:`write_atomic` left anywhere below; no other process may be writing there."""
     if parallel.is_main():
         with suppress(OSError):
-            for path in [p for p in folder.iterdir() if is_temporary(p)]:
+            for path in [p for p in folder.rglob(".*.tmp") if is_temporary(p)]:
                 path.unlink(missing_ok=True)
 
 

@@ -75,8 +75,7 @@ def train(
     with parallel.main_first():
         data = data_sources.load(config.data, log)
     check_run(config, data)
-    if resume:
-        sweep(folder)
+    sweep(folder)
     models: dict[str, Path] = {}
     seconds: dict[str, float] = {}
     for number, name in enumerate(config.systems):

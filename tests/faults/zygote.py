@@ -4,8 +4,8 @@ Reads one JSON object a line: ``argv``, ``out`` and ``err`` (files), and optiona
 beyond so many bytes), ``user`` (number of the user to become), ``watch`` (a folder) with ``die_at`` or ``fail_at``:
 at the n-th time that something is opened for writing, renamed, linked or removed there, the process kills itself, or
 the operation fails as on a full disk. Pictures are drawn only if asked for with ``draw``, as they take longer than
-the rest. Answers ``{"pid"}`` at once and ``{"status"}`` at the end (negative: the signal); the number of operations seen
-is in the file ``count`` if one was asked for.
+the rest. Answers ``{"pid"}`` at once and ``{"status"}`` at the end (negative: the signal); the number of operations
+seen is in the file ``count`` if one was asked for.
 """
 
 from __future__ import annotations
