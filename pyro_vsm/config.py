@@ -58,6 +58,7 @@ class ModelConfig:
         within_rank: leading eigenvectors of the within-class covariance that the memory keeps for conjugate,
             gaussian and generative; 0 for its diagonal alone.
         objective: elbo or importance_weighted.
+        integrate_z: train with z integrated out in closed form, as in prediction (likelihood generative).
         particles: posterior samples in a training step.
         beta_z: final weight of KL(q(z|m,S) || p(z|m)); 1 is the evidence lower bound.
         beta_m: final weight of KL(q(m|M,S) || p(m|M)).
@@ -79,6 +80,7 @@ class ModelConfig:
     within_rank: int = 0
     retrieve: int = 0
     objective: Literal["elbo", "importance_weighted"] = "elbo"
+    integrate_z: bool = False
     particles: int = 4
     beta_z: float = 1e-4
     beta_m: float = 1e-4

@@ -87,8 +87,31 @@ class VSMProgram(nn.Module):
         """Logits ``[..., T, Q, N]`` with m sampled from q(m|M,S) and z integrated out; None without a closed form."""
         tasks, classes, _ = self._plates(task)
         with tasks, classes:
-            m = self._m(lambda: self.posterior_m(task), task)
-            return self.likelihood.marginal(self.posterior_z(m, task, self.prior_z(m, task)), task)
+            return self._without_z(self._m(lambda: self.posterior_m(task), task), task)
+
+    def model_without_z(self, task: Task) -> Tensor:
+        """``p(y|x,m,S) p(m|M)``, z integrated out under q(z|m,S); returns the logits ``[..., T, Q, N]``.
+
+        The likelihood must have a closed form (:meth:`Likelihood.marginal <pyro_vsm.likelihood.Likelihood.marginal>`).
+        """
+        tasks, classes, queries = self._plates(task)
+        with tasks:
+            with classes:
+                m = self._m(lambda: self.prior_m(task), task)
+            logits = self._without_z(m, task)
+            assert logits is not None  # the likelihood has a closed form
+            with queries:
+                pyro.sample("y", dist.Categorical(logits=logits), obs=task.labels)
+        return logits
+
+    def guide_without_z(self, task: Task) -> None:
+        """``q(m|M,S)``."""
+        tasks, classes, _ = self._plates(task)
+        with tasks, classes:
+            self._m(lambda: self.posterior_m(task), task)
+
+    def _without_z(self, m: Tensor, task: Task) -> Tensor | None:
+        return self.likelihood.marginal(self.posterior_z(m, task, self.prior_z(m, task)), task)
 
     def _m(self, factor: Callable[[], TorchDistribution], task: Task) -> Tensor:
         """M ``[..., T, N, D]``: sampled from its factor, or read out of the memory."""

@@ -104,6 +104,7 @@ def vpn(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) -> V
         "prior_z": "standard_normal",
         "posterior_z": "amortised",
         "likelihood": "euclidean",
+        "integrate_z": False,
     }
     return _vsm(encoder, ModelConfig(**changed), images, trusted)
 

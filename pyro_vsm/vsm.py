@@ -77,6 +77,8 @@ class VSM(FewShotModel):
         memory_update: ``attention``, ``mean``, ``none``.
         alpha, address_dim, top_k, within_rank, retrieve: see :class:`~pyro_vsm.memory.SemanticMemory`.
         objective: ``elbo`` or ``importance_weighted``.
+        integrate_z: train on ``E_q(m)[log p(y|x,m,S)] - beta_m KL(q(m|M,S) || p(m|M))`` with z integrated out under
+            q(z|m,S), as it is in prediction, instead of sampling it; for likelihoods with a closed form.
         particles: posterior samples a training step.
         beta_z, beta_m: final weights of the KL terms; 1 is the evidence lower bound.
         warmup: fraction of the training over which the weights rise from 0, in [0, 1].
@@ -101,6 +103,7 @@ class VSM(FewShotModel):
         within_rank: int = 0,
         retrieve: int = 0,
         objective: str = "elbo",
+        integrate_z: bool = False,
         particles: int = 4,
         beta_z: float = 1e-4,
         beta_m: float = 1e-4,
@@ -134,6 +137,12 @@ class VSM(FewShotModel):
             LIKELIHOODS.build(likelihood, dim, trusted=trusted),
             use,
         )
+        closed = type(self.program.likelihood).marginal is not Likelihood.marginal
+        if integrate_z and not closed:
+            raise UserError(
+                "model.integrate_z needs a likelihood in which z can be integrated out; set likelihood to generative"
+            )
+        self.integrate_z = integrate_z
         self.elbo = build_objective(objective, particles)
         self.beta_z, self.beta_m, self.warmup = beta_z, beta_m, warmup
 
@@ -181,7 +190,10 @@ class VSM(FewShotModel):
             self.program.beta_z = 0.0
         if self.beta_m == 0:
             self.program.beta_m = 0.0
-        loss = self.elbo.differentiable_loss(self.model, self.guide, task) / labels.numel()
+        pair = (self.model, self.guide)
+        if self.integrate_z:
+            pair = (self.program.model_without_z, self.program.guide_without_z)
+        loss = self.elbo.differentiable_loss(*pair, task) / labels.numel()
         return loss, {**self.elbo.terms, "loss": loss.detach()}
 
     def start(self, features: Tensor, labels: Tensor) -> None:
