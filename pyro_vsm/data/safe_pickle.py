@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from pyro_vsm.data.decode import foreign_content
 from pyro_vsm.errors import UserError
 
+_SMALL = 1 << 20  # bytes that are asked for without a look at what is left
+
 
 def read_pickle(path: Path) -> Any:
     """Loads builtin containers, strings, numbers and plain numeric arrays, of Python 2 and 3.
@@ -214,6 +216,23 @@ def stand_in(place: Path, module: str, name: str) -> Any:
     return found
 
 
+class _Bounded:
+    """A file that is never asked for more bytes than it has left, as room would be made for all of them."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.readline = file.readline
+
+    def read(self, size: int) -> bytes:
+        if size > _SMALL:
+            here = self._file.tell()
+            left = self._file.seek(0, 2) - here
+            self._file.seek(here)
+            if size > left:
+                raise EOFError(f"{size} bytes should follow, but {left} do")
+        return self._file.read(size)
+
+
 class Unpickler(pickle._Unpickler):  # type: ignore[misc,name-defined,unused-ignore]
     """The standard library's unpickler in Python, which knows the stand-ins and nothing else.
 
@@ -230,7 +249,7 @@ class Unpickler(pickle._Unpickler):  # type: ignore[misc,name-defined,unused-ign
     read: Callable[[int], bytes]
 
     def __init__(self, file: BinaryIO, path: Path, encoding: str = "latin1") -> None:
-        super().__init__(file, encoding=encoding)
+        super().__init__(_Bounded(file), encoding=encoding)
         self._path = path
 
     def find_class(self, module: str, name: str) -> Any:
@@ -238,6 +257,13 @@ class Unpickler(pickle._Unpickler):  # type: ignore[misc,name-defined,unused-ign
 
     def get_extension(self, code: int) -> None:
         raise ValueError("an extension code is used, which no data set needs")
+
+    def load_bytearray8(self) -> None:
+        """The parent's makes room before it reads."""
+        size = int.from_bytes(self.read(8), "little")
+        self.append(bytearray(self.read(size)))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
 
 def check_key(key: Any) -> Any:

@@ -120,6 +120,7 @@ BOMBS = [
     b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7fabc.",  # 2^63 bytes follow, it says
     b"\x80\x04B\xff\xff\xff\x7fabc.",
     b"\x80\x04\x96" + struct.pack("<Q", 1 << 50) + b"abc.",
+    b"\x80\x04\x96" + struct.pack("<Q", 1 << 32) + b"abc.",
     b"\x80\x04\x95" + struct.pack("<Q", 1 << 50) + b"abc.",
     b"\x80\x02}" + NESTED + b"Ns.",
     b"\x80\x02}(" + NESTED + b"Nu.",
@@ -158,7 +159,7 @@ def test_a_few_bytes_cannot_exhaust_memory_or_crash(tmp_path):
 def test_the_bombs_would_have_worked(tmp_path):
     """The plain unpickler crashes on a nested key."""
     command = [sys.executable, "-c", "import pickle, sys; pickle.load(sys.stdin.buffer)"]
-    assert subprocess.run(command, input=BOMBS[6], capture_output=True).returncode < 0
+    assert subprocess.run(command, input=BOMBS[7], capture_output=True).returncode < 0
 
 
 ARRAYS = [
