@@ -58,6 +58,7 @@ def prototype_map(
     ratio = (high[1] - low[1]) / (high[0] - low[0])
     wide = 4.0 if ratio < 1 else 4.0 / ratio
     fig = figure(wide + 0.9 + 0.6 + 0.085 * max(map(len, class_names)), max(4.0 * min(ratio, 1), 2.6) + 0.7)
+    fig.set_layout_engine("compressed")
     ax = fig.subplots()
     _draw(ax, drawn, y, class_names)
     _frame(ax, low, high, share)
@@ -188,12 +189,7 @@ def _frame(ax: Axes, low: Floats, high: Floats, share: Floats, first: bool = Tru
     ax.set_xlabel(f"{one} ({share[0]:.0f} % of variance)")
     if first:
         ax.set_ylabel(f"{two} ({share[1]:.0f} %)")
-    if short:  # several panels of one size
-        ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
-    else:
-        ax.update_datalim([low, high])
-        ax.margins(0)
-        ax.set_aspect("equal", adjustable="datalim")
+    ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
     ax.grid(True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,7 +106,7 @@ def _differences(ax: Axes, rows: Sequence[TablePoint], reference: str, several: 
             )
     ax.set_yticks(range(len(rows)), [""] * len(rows))
     _axis(ax, len(rows))
-    ax.set_xlabel(f"Δ to {shown(reference)} (points)")
+    ax.set_xlabel("\n".join(textwrap.wrap(f"Δ to {shown(reference)} (points)", 26)))  # as wide as the axes
 
 
 def _axis(ax: Axes, rows: int) -> None:
