@@ -58,7 +58,7 @@ def prototype_map(
     ratio = (high[1] - low[1]) / (high[0] - low[0])
     wide = 4.0 if ratio < 1 else 4.0 / ratio
     fig = figure(wide + 0.9 + 0.6 + 0.085 * max(map(len, class_names)), max(4.0 * min(ratio, 1), 2.6) + 0.7)
-    fig.set_layout_engine("compressed")
+    fig.set_layout_engine("compressed", h_pad=0.12, w_pad=0.1)  # room that a fixed aspect would use up
     ax = fig.subplots()
     _draw(ax, drawn, y, class_names)
     _frame(ax, low, high, share)
