@@ -299,12 +299,12 @@ def older_version(scene: Scene, tries: int) -> Tally:
 
 
 FAULTS = {
-    damaged_state: (60, 3),
+    damaged_state: (60, 2),
     both_states_damaged: (10, 1),
-    damaged_model: (60, 3),
-    foreign_model: (99, 99),
-    foreign_state: (99, 6),
-    damaged_run_folder: (99, 99),
-    lost_files: (99, 2),
+    damaged_model: (60, 2),
+    foreign_model: (99, 8),
+    foreign_state: (99, 2),
+    damaged_run_folder: (99, 6),
+    lost_files: (99, 1),
     older_version: (1, 1),
 }

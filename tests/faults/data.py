@@ -167,6 +167,8 @@ def trees(scene: Scene, tries: int) -> Tally:
     def run(
         what: str, change: Callable[[Path], object], status: int, said: str, *argv: str, train: bool = False
     ) -> None:
+        if tally.tried == tries:
+            return
         root = _copy(scene)
         change(root)
         if train:
@@ -345,12 +347,12 @@ def bad_pictures_to_classify(scene: Scene, tries: int) -> Tally:
 
 
 FAULTS = {
-    bad_files_stop: (99, 4),
-    bad_files_skip: (99, 4),
-    odd_files: (99, 4),
+    bad_files_stop: (99, 3),
+    bad_files_skip: (99, 2),
+    odd_files: (99, 3),
     unreadable: (99, 1),
-    trees: (99, 99),
-    tables: (99, 6),
-    pickles: (99, 6),
-    bad_pictures_to_classify: (99, 2),
+    trees: (99, 8),
+    tables: (99, 4),
+    pickles: (99, 5),
+    bad_pictures_to_classify: (99, 1),
 }

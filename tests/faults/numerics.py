@@ -84,4 +84,4 @@ def degenerate(scene: Scene, tries: int) -> Tally:
     return tally
 
 
-FAULTS = {diverging: (99, 2), degenerate: (99, 1)}
+FAULTS = {diverging: (99, 1), degenerate: (99, 1)}

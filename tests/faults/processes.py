@@ -182,10 +182,10 @@ def read_only(scene: Scene, tries: int) -> Tally:
 # fault -> how often in full and in the ordinary test run
 FAULTS = {
     kill_at_random_moments: (60, 5),
-    kill_at_every_write: (10_000, 5),
+    kill_at_every_write: (10_000, 3),
     interrupt: (20, 2),
-    failing_writes: (10_000, 5),
-    full_disk_by_limit: (20, 2),
+    failing_writes: (10_000, 3),
+    full_disk_by_limit: (20, 1),
     full_disk: (10, 1),
-    read_only: (6, 2),
+    read_only: (6, 1),
 }
