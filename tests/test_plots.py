@@ -225,6 +225,18 @@ def test_pictures_stand_beside_their_rows_and_columns():
         plots.addressing_heatmap(weights, column_pictures=columns[:5])
 
 
+@pytest.mark.parametrize("n", [2, 4, 7])
+def test_a_map_keeps_its_margins_and_one_unit_both_ways(n, tmp_path):
+    fig = plots.prototype_map(**episode(n))
+    with Image.open(plots.save(fig, tmp_path / "a.png", dpi=60)) as image:
+        pixels = np.asarray(image.convert("L"))
+    assert min(pixels[0].min(), pixels[-1].min(), pixels[:, 0].min(), pixels[:, -1].min()) > 250
+    (ax,) = fig.axes
+    box = ax.get_window_extent()
+    sideways, upwards = np.ptp(ax.get_xlim()) / box.width, np.ptp(ax.get_ylim()) / box.height
+    assert sideways == pytest.approx(upwards, rel=0.02)
+
+
 def test_panels_share_a_plane_and_a_scale_or_have_their_own():
     data, y = panels(), episode()["labels"]
     shared = plots.prototype_panels(data, y).axes

@@ -58,12 +58,19 @@ def prototype_map(
     ratio = (high[1] - low[1]) / (high[0] - low[0])
     wide = 4.0 if ratio < 1 else 4.0 / ratio
     fig = figure(wide + 0.9 + 0.6 + 0.085 * max(map(len, class_names)), max(4.0 * min(ratio, 1), 2.6) + 0.7)
-    fig.set_layout_engine("compressed", h_pad=0.12, w_pad=0.1)  # room that a fixed aspect would use up
     ax = fig.subplots()
     _draw(ax, drawn, y, class_names)
     _frame(ax, low, high, share)
     handles = [*ax.get_legend_handles_labels()[0], *_key(what)]
     fig.legend(handles=handles, loc="outside right upper", handlelength=1.5, title="support images", alignment="left")
+    # One unit is as long upwards as sideways. Matplotlib's fixed aspects leave the place that the layout gives them.
+    for _ in range(2):  # limits change the labels' width, and with it the place, a little
+        fig.draw_without_rendering()
+        box = ax.get_window_extent()
+        unit = max((high[0] - low[0]) / box.width, (high[1] - low[1]) / box.height)
+        middle, half = (low + high) / 2, unit * np.array([box.width, box.height]) / 2
+        (left, bottom), (right, top) = middle - half, middle + half
+        ax.set(xlim=(left, right), ylim=(bottom, top))
     return fig
 
 
@@ -189,7 +196,9 @@ def _frame(ax: Axes, low: Floats, high: Floats, share: Floats, first: bool = Tru
     ax.set_xlabel(f"{one} ({share[0]:.0f} % of variance)")
     if first:
         ax.set_ylabel(f"{two} ({share[1]:.0f} %)")
-    ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
+    ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    if short:
+        ax.set_aspect("equal")
     ax.grid(True)
 
 
