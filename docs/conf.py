@@ -4,6 +4,9 @@ import re
 from types import GenericAlias
 from typing import Any
 
+from docutils.nodes import SkipNode
+from latex2mathml.converter import convert
+
 project = "pyro_vsm"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
@@ -11,6 +14,7 @@ myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 templates_path = ["_templates"]
 html_theme = "alabaster"
+html_math_renderer = "mathml"
 html_theme_options = {"page_width": "68rem", "sidebar_width": "15rem", "description": "Variational Semantic Memory"}
 html_show_copyright = False
 autodoc_member_order = "bysource"
@@ -44,7 +48,19 @@ def _skip(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) ->
     return True if foreign else None
 
 
+def _inline(translator: Any, node: Any) -> None:
+    """An equation as MathML, which browsers draw by themselves: no script from elsewhere is needed."""
+    translator.body.append(convert(node.astext()))
+    raise SkipNode
+
+
+def _block(translator: Any, node: Any) -> None:
+    translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    raise SkipNode
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("source-read", _link_code)
     app.connect("autodoc-skip-member", _skip)

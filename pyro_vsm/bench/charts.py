@@ -11,6 +11,12 @@ from matplotlib.patches import Patch
 from pyro_vsm.plots.style import COLOURS, GREY, figure, look, styled
 
 
+def _filling(i: int) -> dict[str, Any]:
+    """Colour and hatching of the i-th part, so that parts differ in grey, too."""
+    hatch = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "||||")[i % len(COLOURS)]
+    return {"facecolor": COLOURS[i % len(COLOURS)], "hatch": hatch, "edgecolor": "white"}
+
+
 @styled
 def step_chart(rows: Sequence[Mapping[str, Any]], parts: Mapping[str, Mapping[str, float]]) -> Figure:
     """Bars of milliseconds a step with the floor as a line; beside each the parts, stacked, where they were timed."""
@@ -18,7 +24,7 @@ def step_chart(rows: Sequence[Mapping[str, Any]], parts: Mapping[str, Mapping[st
     ax = fig.subplots()
     floor = rows[0]["ms"]
     names = [str(r["step"]) for r in rows]
-    labels: dict[str, str] = {}
+    labels: dict[str, dict[str, Any]] = {}
     for i, row in enumerate(rows):
         ax.barh(i - 0.2, row["ms"], 0.36, color="0.75" if i else "0.45")
         ax.annotate(f"{row['ms']:.2f} ms, {row['ratio']:.2f}×", (row["ms"], i - 0.2), (3, 0), va="center",
@@ -27,8 +33,8 @@ def step_chart(rows: Sequence[Mapping[str, Any]], parts: Mapping[str, Mapping[st
         for name, ms in parts.get(names[i], {}).items():
             if name.startswith("of which"):
                 continue
-            colour = labels.setdefault(name, COLOURS[len(labels) % len(COLOURS)])
-            ax.barh(i + 0.2, ms, 0.36, left=left, color=colour)
+            style = labels.setdefault(name, _filling(len(labels)))
+            ax.barh(i + 0.2, ms, 0.36, left=left, **style)
             left += ms
     ax.axvline(floor, color=GREY, linestyle=":")
     ax.set_yticks(range(len(rows)), names)
@@ -36,7 +42,7 @@ def step_chart(rows: Sequence[Mapping[str, Any]], parts: Mapping[str, Mapping[st
     ax.set_xlim(0, 1.25 * max(float(r["ms"]) for r in rows))
     ax.set_xlabel("ms a step (grey); its parts, each timed alone (colours)")
     if labels:
-        patches = [Patch(color=colour, label=name) for name, colour in labels.items()]
+        patches = [Patch(**style, label=name) for name, style in labels.items()]
         fig.legend(handles=patches, loc="outside lower center", ncols=3, fontsize=8)
     return fig
 
