@@ -268,7 +268,7 @@ BAD_SETTINGS = [  # jsonargparse answers these, with a line on usage before its 
     (["train", "--config", "image.png"], "--config is no text"),
     (["data"], "{prepare,check,show}"),
     (["data", "show"], "name"),
-    (["predict"], "checkpoint"),
+    (["predict"], "predict.support"),
     (["compare"], "checkpoints"),
     (["learn"], "learn"),
     ([], "command"),
