@@ -80,6 +80,13 @@ def test_a_reader_reads_what_is_sound(name):
                 raise AssertionError(name) from error
 
 
+def test_zip_files_whose_packed_data_are_damaged():
+    """Found by the fuzzer."""
+    for content in SEEDS["zip"]:
+        for at in range(30, len(content) // 2):
+            harmless(READERS["zip"], content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :])
+
+
 # --- image files --------------------------------------------------------------------------------------------------
 
 MODES = {

@@ -31,7 +31,8 @@ hypothesis, which also draws configurations, parts, episodes, images, and operat
 |---|---:|---:|---|
 {rows}
 
-Found by it and mended: a pickle of 867 bytes that took 4 GiB (a byte array that claims to be so long).
+Found by it and mended: a pickle of 867 bytes that took 4 GiB (a byte array that claims to be so long), and a zip file
+whose damaged LZMA data ended in a traceback.
 """
 
 
@@ -101,7 +102,7 @@ def main() -> int:
             )
             stats = dict(re.findall(r"stat::(\w+):\s+(\d+)", done.stderr))
             covered = re.findall(r"cov: (\d+)", done.stderr) or ["0"]
-            outcome = "nothing found" if done.returncode == 0 else "FAILED"
+            outcome = "nothing found" if done.returncode == 0 else f"FAILED (status {done.returncode})"
             tried = stats.get("number_of_executed_units", "0")
             print(f"{name}: {tried} inputs, {covered[-1]} branches covered, {outcome}", flush=True)
             rows.append(f"| {name} | {tried} | {covered[-1]} | {outcome} |")
