@@ -49,7 +49,7 @@ def write_atomic(path: Path | str, data: bytes, *, previous: Path | None = None)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        _flush_folder(path.parent)
+        flush(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
     return path
@@ -85,10 +85,10 @@ def _keep(path: Path, previous: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _flush_folder(folder: Path) -> None:
-    """Makes the new name last, where the system can."""
+def flush(path: Path) -> None:
+    """Makes what was written to a file, or the names in a folder, outlast a power failure, where the system can."""
     with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pyro_vsm import checkpoint, parallel
 from pyro_vsm.config import Config
 from pyro_vsm.errors import UserError
-from pyro_vsm.files import sweep, write_atomic
+from pyro_vsm.files import flush, sweep, write_atomic
 
 if TYPE_CHECKING:
     from pyro_vsm.training import Trainer
@@ -136,6 +136,7 @@ class Run:
             "random": random_meta,
         }
         tensors |= random_tensors
+        flush(self.metrics_path)  # the log goes at least as far as the state
         checkpoint.write(self.state_path, tensors, {**self.meta, **meta}, previous=self.previous_path)
 
     def restore(self, trainer: Trainer, *, force: bool = False) -> list[str]:
