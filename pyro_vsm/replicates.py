@@ -76,8 +76,9 @@ def over_both(values: Tensor) -> Interval:
     of the episodes' effect by the two-way analysis of variance (Searle, Casella & McCulloch 1992, "Variance
     Components", sec. 4.5): what seed and episode make together is already in `v_s`. Each part has the width
     that it would have alone, so the interval covers at least 95 % (from 2 seeds on, in simulation 95 to 99 %), while
-    one with Satterthwaite's degrees of freedom falls to 88 % with 2 seeds. For a single seed, whose spread nobody
-    knows, it covers the episodes only.
+    one with Satterthwaite's degrees of freedom falls to 88 % with 2 seeds. Few seeds may agree by chance; as `v_s`
+    holds `var(c) / E`, which is known well, `t(S-1)^2 v_s` is taken as no less than `t((S-1)(E-1))^2 var(c) / E`.
+    For a single seed, whose spread nobody knows, it covers the episodes only.
 
     Args:
         values: `[S, E]`, seeds by episodes; for a paired difference the differences, seed by seed.
@@ -98,9 +99,10 @@ def over_both(values: Tensor) -> Interval:
         return Interval(mean, student(episodes - 1) * math.sqrt(between / episodes), episodes)
     rest = y - y.mean(0) - y.mean(1, keepdim=True) + mean
     joint = float(rest.square().sum()) / ((seeds - 1) * (episodes - 1))
-    of_seeds = float(y.mean(1).var()) / seeds
-    of_episodes = max(0.0, between - joint / seeds) / episodes
-    half = math.sqrt(student(seeds - 1) ** 2 * of_seeds + student(episodes - 1) ** 2 * of_episodes)
+    of_seeds = student(seeds - 1) ** 2 * float(y.mean(1).var())
+    least = student((seeds - 1) * (episodes - 1)) ** 2 * joint / episodes
+    of_episodes = student(episodes - 1) ** 2 * max(0.0, between - joint / seeds)
+    half = math.sqrt(max(of_seeds, least) / seeds + of_episodes / episodes)
     return Interval(mean, half, seeds * episodes)
 
 

@@ -48,6 +48,13 @@ def test_equal_seeds_add_nothing():
     assert over_both(row.expand(3, -1)).half_width == pytest.approx(over_both(row[None]).half_width)
 
 
+def test_seeds_that_agree_by_chance_do_not_make_the_interval_short():
+    """The mean over episodes is the same for every seed, but only as the noise of each has cancelled."""
+    noise = torch.randn(3, 400)
+    y = noise - noise.mean(1, keepdim=True)
+    assert over_both(y).half_width == pytest.approx(1.96 / math.sqrt(1200), rel=0.15)
+
+
 def test_constants_and_single_episodes():
     assert over_both(torch.full((3, 7), 0.25)).half_width == pytest.approx(0, abs=1e-12)
     assert math.isnan(over_both(torch.tensor([[0.5], [0.6]])).half_width)

@@ -127,7 +127,8 @@ def remarks(
         paired
         + (
             f"seeds and episodes: half² = t²({count - 1}) v_s/S + t²(E−1) v_e/E with v_s the variance over seeds of "
-            "the mean over episodes and v_e that of the episodes' effect (two-way analysis of variance)."
+            "the mean over episodes (no less than what seed and episode make together) and v_e that of the episodes' "
+            "effect (two-way analysis of variance)."
             if count > 1
             else "the episodes only, as there is one training seed: another training may differ by more."
         )
