@@ -1,8 +1,8 @@
 """Make every fault in full number: ``python -m tests.faults [--table docs/faults.md] [WORD ...]``.
 
-With words, only faults whose function's name holds one of them; ``--few`` makes as few as the ordinary test run.
-Exit status 1 if anything was lost or a process ended in a traceback. Best as root on Linux: without that, full and
-read-only disks are made in fewer ways, and the table says so.
+With words, only faults whose function's name holds one of them are made, and the other rows of the page stay;
+``--few`` makes as few as the ordinary test run. Exit status 1 if anything was lost or a process ended in a traceback.
+Best as root on Linux: without that, full and read-only disks are made in fewer ways, and the table says so.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -60,6 +61,25 @@ NOTES = """
 """
 
 
+def renewed(page: str, tallies: list[tuple[str, Tally]]) -> str:
+    """An earlier page with the rows of these faults made anew, and the sum over all rows."""
+    rows = {tally.what: row(tally) for _, tally in tallies}
+    lines = [rows.get(line[2:].split(" | ")[0], line) for line in page.splitlines()]
+    numbers = [re.findall(r"\| (\d+) \| (\d+) \| (\d+) \|$", line) for line in lines]
+    total = [sum(int(found[0][k]) for found in numbers if found) for k in range(3)]
+    return "\n".join(summary(*total) if line.startswith("In all ") else line for line in lines) + "\n"
+
+
+def row(tally: Tally) -> str:
+    """Of the table."""
+    return f"| {tally.what} | {tally.wanted} | {tally.tried} | {tally.lost} | {tally.tracebacks} |"
+
+
+def summary(tried: int, lost: int, broken: int) -> str:
+    """Over all rows."""
+    return f"In all {tried} faults: {lost} lost data or ended otherwise than they should, {broken} in a traceback."
+
+
 def text(tallies: list[tuple[str, Tally]], seconds: float, few: bool) -> str:
     """The page."""
     lines = [INTRODUCTION]
@@ -69,11 +89,9 @@ def text(tallies: list[tuple[str, Tally]], seconds: float, few: bool) -> str:
             head = "| fault | what should happen | tried | lost or otherwise | tracebacks |\n|---|---|---:|---:|---:|"
             lines.append(f"\n## {name}\n\n{head}")
             group = name
-        lines.append(f"| {tally.what} | {tally.wanted} | {tally.tried} | {tally.lost} | {tally.tracebacks} |")
+        lines.append(row(tally))
     tried, lost, broken = (sum(getattr(t, k) for _, t in tallies) for k in ("tried", "lost", "tracebacks"))
-    lines.append(
-        f"\nIn all {tried} faults: {lost} lost data or ended otherwise than they should, {broken} in a traceback."
-    )
+    lines.append("\n" + summary(tried, lost, broken))
     untried = [f"{t.what}: {r}" for _, t in tallies for r in t.remarks if r.startswith("not tried")]
     lines += [f"\nNot tried here: {line}." for line in untried]
     used = ", ".join(f"{k} {v}" for k, v in {**versions(), "pillow": pillow}.items())
@@ -108,8 +126,10 @@ def main() -> int:
                 tqdm.write(f"{tally.what}: {tally.tried} tried, {tally.lost} lost, {tally.tracebacks} tracebacks")
                 for remark in tally.remarks:
                     tqdm.write(f"    {remark}")
-    page = text(tallies, time.perf_counter() - started, args.few)
     if args.table:
+        page = text(tallies, time.perf_counter() - started, args.few)
+        if args.words and args.table.exists():
+            page = renewed(args.table.read_text(encoding="utf-8"), tallies)
         args.table.write_text(page, encoding="utf-8")
     return 0 if all(tally.sound for _, tally in tallies) else 1
 

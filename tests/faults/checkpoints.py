@@ -110,7 +110,9 @@ def both_states_damaged(scene: Scene, tries: int) -> Tally:
 
 def damaged_model(scene: Scene, tries: int) -> Tally:
     """The best model, before the evaluation."""
-    tally = Tally("model cut short, a bit flipped, or a block of zeros, then evaluate", "one sentence, status 2")
+    tally = Tally(
+        "model cut short, a bit flipped, or a block of zeros, then evaluate", "one sentence, status 2; or no harm"
+    )
     random = np.random.default_rng(7)
     good = scene.whole / "vsm" / "model.safetensors"
     wanted = _evaluate(scene, good).out
@@ -121,8 +123,9 @@ def damaged_model(scene: Scene, tries: int) -> Tally:
         path.write_bytes(bad)
         ended = _evaluate(scene, path)
         harmless = ended.status == 0 and ended.out.split("Hardware")[0] == wanted.split("Hardware")[0]
-        fine = harmless if bad == content or _same_content(content, bad) else ended.status == 2 and ended.sentence
-        tally.add(ended, bool(fine), DAMAGE[n % len(DAMAGE)].__name__)
+        accepted = harmless and (bad == content or _same_content(content, bad))
+        refused = ended.status == 2 and bool(ended.sentence) and bad != content
+        tally.add(ended, accepted or refused, DAMAGE[n % len(DAMAGE)].__name__)
     return tally
 
 
