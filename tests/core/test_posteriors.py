@@ -151,7 +151,7 @@ def test_conjugate_needs_a_gaussian_prior():
     prior = VampPriorZ(2)
     prior.bind(posterior)
     given, m = task(2, 3), torch.zeros(2, 3, 2)
-    with pytest.raises(UserError, match="Gaussian prior"):
+    with pytest.raises(UserError, match="needs a Gaussian p"):
         ConjugatePosteriorZ(2)(m, given, prior(m, given))
 
 

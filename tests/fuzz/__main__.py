@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import os
 import re
 import subprocess
@@ -47,6 +48,7 @@ def fuzz(name: str, seconds: int, corpus: Path, found: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
+    logging.getLogger("pyro_vsm").setLevel(logging.ERROR)  # millions of warnings
     reader = READERS[name]
     for content in reader.seeds():
         (corpus / hashlib.sha1(content).hexdigest()).write_bytes(content)

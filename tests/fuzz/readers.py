@@ -6,7 +6,6 @@ import contextlib
 import csv
 import io
 import json
-import logging
 import pickle
 import struct
 import tempfile
@@ -31,8 +30,6 @@ from pyro_vsm.errors import UserError
 from pyro_vsm.loading import load_model, read_config
 from pyro_vsm.results import EpisodeResults
 from pyro_vsm.run import read_metrics
-
-logging.getLogger("pyro_vsm").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
