@@ -92,7 +92,8 @@ class VSMProgram(nn.Module):
     def model_without_z(self, task: Task) -> Tensor:
         """``p(y|x,m,S) p(m|M)``, z integrated out under q(z|m,S); returns the logits ``[..., T, Q, N]``.
 
-        The likelihood must have a closed form (:meth:`Likelihood.marginal <pyro_vsm.likelihood.Likelihood.marginal>`).
+        The likelihood must have a closed form
+        (:meth:`Likelihood.marginal <pyro_vsm.likelihood.Likelihood.marginal>`).
         """
         tasks, classes, queries = self._plates(task)
         with tasks:
