@@ -274,7 +274,7 @@ def compare_systems(
     rows = compare(results, reference or ("pn" if "pn" in results else next(iter(results))))
     for row in rows:
         if seconds and row["system"] in seconds:
-            row["training_seconds"] = round(seconds[row["system"]], 1)
+            row["training_seconds"] = float(f"{seconds[row['system']]:.3g}")
     title = (
         f"{episodes.way}-way {episodes.shot}-shot, {len(episodes)} {e.split} episodes "
         f"of {episodes.queries} queries a class"
