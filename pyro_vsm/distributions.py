@@ -205,7 +205,7 @@ class LowRankGaussian(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """``batch``: the exact density at ``value`` (``batch + [D]``)."""
-        tril, scaled = _capacitance(self.factor, self.diag)
+        tril, scaled = capacitance(self.factor, self.diag)
         gap = value - self.loc
         white = _times(torch.linalg.solve_triangular(tril, scaled.mT, upper=False), gap)
         square = (gap.square() / self.diag).sum(-1) - white.square().sum(-1)
@@ -219,7 +219,7 @@ def _times(matrix: Tensor, vector: Tensor) -> Tensor:
         return torch.einsum("...ab,...b->...a", matrix, vector)
 
 
-def _capacitance(factor: Tensor, diag: Tensor) -> tuple[Tensor, Tensor]:
+def capacitance(factor: Tensor, diag: Tensor) -> tuple[Tensor, Tensor]:
     """Cholesky factor of ``I + F^T D^-1 F`` (``[..., R, R]``) and ``D^-1 F`` (``[..., D, R]``)."""
     scaled = factor / diag.unsqueeze(-1)
     eye = torch.eye(factor.shape[-1], device=factor.device, dtype=factor.dtype)
@@ -271,7 +271,7 @@ def conjugate_posterior(
         wide = torch.broadcast_shapes(shrunk.shape[:-2], pull.shape[:-2])
         shrunk = torch.cat([shrunk.expand(*wide, *shrunk.shape[-2:]), pull.expand(*wide, *pull.shape[-2:])], -1)
         factor = torch.cat([factor.expand(*batch, *factor.shape[-2:]), g], -1)
-    tril, _ = _capacitance(factor, total)
+    tril, _ = capacitance(factor, total)
     half = torch.linalg.solve_triangular(tril, factor.mT, upper=False)  # chol(A)^-1 H^T
     low = torch.linalg.solve_triangular(tril, shrunk.mT, upper=False).mT
     gap = mean - prior_loc
@@ -281,7 +281,7 @@ def conjugate_posterior(
 
 def mahalanobis_map(diag: Tensor, factor: Tensor) -> Tensor:
     """C ``[..., R, D]`` with ``x^T (diag(d) + F F^T)^-1 x = |x / sqrt(d)|^2 - |C x|^2`` (Woodbury's identity)."""
-    tril, scaled = _capacitance(factor, diag)
+    tril, scaled = capacitance(factor, diag)
     return torch.linalg.solve_triangular(tril, scaled.mT, upper=False)
 
 

@@ -112,9 +112,7 @@ class ImageFeed(Feed):
             raise UserError(f"classifier.batch is {batch}; give at least 1")
         self.data, self.config, self.batch = data, config, batch
         self._distort = _distortion(config)
-        self.labels = torch.repeat_interleave(
-            torch.arange(data.n_classes, device=data.images.device), data.counts.to(data.images.device)
-        )
+        self.labels = data.labels
 
     def loss(self, model: FewShotModel, progress: Tensor) -> Loss:
         """See :class:`Feed`."""

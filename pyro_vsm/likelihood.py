@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vsm.distributions import gaussian_parts, mahalanobis_map
+from pyro_vsm.distributions import capacitance, gaussian_parts, mahalanobis_map
 from pyro_vsm.networks import Positive
 from pyro_vsm.noise import Noise
 from pyro_vsm.precision import full_precision
@@ -27,6 +27,11 @@ class Likelihood(nn.Module, ABC):
     @abstractmethod
     def forward(self, z: Tensor, task: Task) -> Tensor:
         """Logits ``[..., T, Q, N]`` of the task's queries for prototypes ``z [..., T, N, D]``."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether z can be integrated out: a subclass says how, in :meth:`marginal`."""
+        return type(self).marginal is not Likelihood.marginal
 
     def marginal(self, q: TorchDistribution, task: Task) -> Tensor | None:
         """Logits ``[..., T, Q, N]`` with z integrated out under q, where the model has them in closed form.
@@ -156,13 +161,12 @@ def inverse(diag: Tensor, factor: Tensor) -> tuple[Tensor, int, Tensor, Tensor]:
     batch = torch.broadcast_shapes(diag.shape[:-1], factor.shape[:-2])
     diag, factor = diag.expand(*batch, -1), factor.expand(*batch, *factor.shape[-2:])
     dim, rank = factor.shape[-2:]
-    eye = torch.eye(min(dim, rank), device=diag.device, dtype=diag.dtype)
     if rank < dim:
-        scaled = factor / diag.unsqueeze(-1)
-        tril, _ = torch.linalg.cholesky_ex(eye + factor.mT @ scaled)
+        tril, scaled = capacitance(factor, diag)
         w, sign, right, log_det = diag.reciprocal(), -1, scaled.mT, diag.log().sum(-1)
     else:
         tril, _ = torch.linalg.cholesky_ex(torch.diag_embed(diag) + factor @ factor.mT)
+        eye = torch.eye(dim, device=diag.device, dtype=diag.dtype)
         w, sign, right, log_det = torch.zeros_like(diag), 1, eye.expand_as(tril), torch.zeros_like(diag[..., 0])
     c = torch.linalg.solve_triangular(tril, right, upper=False)
     return w, sign, c, log_det + 2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)

@@ -18,7 +18,6 @@ from pyro_vsm.encoder import Encoder
 from pyro_vsm.errors import UserError
 from pyro_vsm.feature_map import FeatureMap
 from pyro_vsm.fewshot import FewShotModel
-from pyro_vsm.likelihood import Likelihood
 from pyro_vsm.vsm import VSM
 
 
@@ -84,7 +83,7 @@ def _vsm(encoder: Encoder, parts: ModelConfig, images: ImageSpec, trusted: bool)
 def _check_closed_forms(model: VSM) -> None:
     """Let parts that need a Gaussian refuse another one now, and not at the first validation."""
     program = model.program
-    closed = type(program.likelihood).marginal is not Likelihood.marginal
+    closed = program.likelihood.closed
     if not (closed or program.posterior_z.uses_prior):
         return
     zeros = model.encoder.mean.new_zeros(1, 2, 1, model.dim)

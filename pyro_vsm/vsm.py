@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_vsm.encoder import Encoder
 from pyro_vsm.errors import UserError
 from pyro_vsm.fewshot import FewShotModel, split_episode
-from pyro_vsm.likelihood import LIKELIHOODS, Likelihood
+from pyro_vsm.likelihood import LIKELIHOODS
 from pyro_vsm.memory import SemanticMemory, Write
 from pyro_vsm.memory_updates import MEMORY_UPDATES
 from pyro_vsm.memory_uses import MEMORY_USES
@@ -137,8 +137,7 @@ class VSM(FewShotModel):
             LIKELIHOODS.build(likelihood, dim, trusted=trusted),
             use,
         )
-        closed = type(self.program.likelihood).marginal is not Likelihood.marginal
-        if integrate_z and not closed:
+        if integrate_z and not self.program.likelihood.closed:
             raise UserError(
                 "model.integrate_z needs a likelihood in which z can be integrated out; set likelihood to generative"
             )
@@ -230,7 +229,7 @@ class VSM(FewShotModel):
 
     def marginal(self, task: Task, samples: int) -> Tensor | None:
         """Logits ``[S, T, Q, N]`` with z integrated out, or None where the likelihood has no closed form."""
-        if type(self.program.likelihood).marginal is Likelihood.marginal:
+        if not self.program.likelihood.closed:
             return None
         task = task.unlabelled()
         with pyro.plate("samples", samples, dim=-3):

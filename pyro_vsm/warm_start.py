@@ -44,11 +44,10 @@ def warm_start(model: FewShotModel, path: Path | str, data: ClassImages, device:
     model.to(device)
     mode = model.training
     model.eval()
-    labels = torch.repeat_interleave(torch.arange(data.n_classes), data.counts.cpu()).to(device)
     with torch.no_grad():
         encoder = model.encoder
         raw = raw_features(encoder, data, device)
         mirrored = (raw_features(encoder, data, device, mirrored=True),) if encoder.flip else ()
         encoder.feature_map.fit(encoder.feature_map.scaled(raw))
-        model.start(encoder.features(raw, *mirrored), labels)
+        model.start(encoder.features(raw, *mirrored), data.labels.to(device))
     model.train(mode)

@@ -17,6 +17,9 @@ from pyro_vsm import data as data_sources
 from pyro_vsm.cli import main
 from pyro_vsm.config import Config
 from pyro_vsm.data import DataConfig, Splits
+from pyro_vsm.run import Run
+from pyro_vsm.systems import ImageSpec, build_model
+from pyro_vsm.training import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +103,21 @@ def tiny_config(tiny_settings: dict) -> Callable[..., Config]:
         for name, change in changes.items():
             values[name] = {**values.get(name, {}), **change} if isinstance(change, dict) else change
         return Config.from_dict(values)
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path, tiny_config: Callable[..., Config], tiny_data: Splits) -> Callable[..., Trainer]:
+    """``make_trainer("vsm", training={...})``: a fresh trainer from the tiny settings."""
+
+    def make(system: str = "vsm", folder: str = "run", **changes) -> Trainer:
+        changes.setdefault("classifier", {"batch": 8})
+        config = tiny_config(**changes)
+        torch.manual_seed(config.training.seed)
+        model = build_model(system, config, ImageSpec.of(tiny_data))
+        meta = {"system": system, "config": config.to_dict(), "data": {}}
+        return Trainer(model, tiny_data, config, Run(tmp_path / folder, meta), system)
 
     return make
 

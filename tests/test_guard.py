@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 from pyro_vsm import checkpoint
 from pyro_vsm.errors import UserError
 from pyro_vsm.guard import BUFFERS, Findings
-from pyro_vsm.run import Run
-from pyro_vsm.systems import SYSTEMS, ImageSpec, build_model
+from pyro_vsm.systems import SYSTEMS
 from pyro_vsm.training import Trainer
 
 
@@ -20,21 +19,6 @@ def no_validation():
     """As in :meth:`Trainer.fit`; it would warn of the poison."""
     with pyro.validation_enabled(False):
         yield
-
-
-@pytest.fixture
-def make_trainer(tmp_path, tiny_config, tiny_data):
-    """``make_trainer("vsm", training={...})``: a fresh trainer from the tiny settings."""
-
-    def make(system: str = "vsm", folder: str = "run", **changes) -> Trainer:
-        changes.setdefault("classifier", {"batch": 8})
-        config = tiny_config(**changes)
-        torch.manual_seed(config.training.seed)
-        model = build_model(system, config, ImageSpec.of(tiny_data))
-        meta = {"system": system, "config": config.to_dict(), "data": {}}
-        return Trainer(model, tiny_data, config, Run(tmp_path / folder, meta), system)
-
-    return make
 
 
 def poison(trainer: Trainer, steps, term: str | None = "kl_z", value: float = math.nan):

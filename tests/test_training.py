@@ -16,23 +16,7 @@ from pyro_vsm.memory_uses import MEMORY_USES
 from pyro_vsm.objectives import OBJECTIVES
 from pyro_vsm.posteriors import POSTERIORS_M, POSTERIORS_Z
 from pyro_vsm.priors import PRIORS_M, PRIORS_Z
-from pyro_vsm.run import Run
-from pyro_vsm.systems import ImageSpec, build_model
-from pyro_vsm.training import Average, Trainer, pick_device
-
-
-@pytest.fixture
-def make_trainer(tmp_path, tiny_config, tiny_data):
-    """``make_trainer("vsm", training={...})``: a fresh trainer from the tiny settings."""
-
-    def make(system: str = "vsm", folder: str = "run", **changes) -> Trainer:
-        config = tiny_config(**changes)
-        torch.manual_seed(config.training.seed)
-        model = build_model(system, config, ImageSpec.of(tiny_data))
-        meta = {"system": system, "config": config.to_dict(), "data": {}}
-        return Trainer(model, tiny_data, config, Run(tmp_path / folder, meta), system)
-
-    return make
+from pyro_vsm.training import Average, pick_device
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
