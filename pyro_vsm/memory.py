@@ -236,7 +236,9 @@ class SemanticMemory(nn.Module):
         rank = ((slots.unsqueeze(-1) > slots) & new).sum(-1)
         available = C - match.any(0).sum()
         fresh = torch.where(rank < available, order[rank.clamp_max(len(order) - 1)], C + 1)
-        return torch.where(known, match.to(torch.uint8).argmax(-1), fresh), known
+        # the one row that matches; argmax would do, but Triton fails to compile it in the midst of the rest
+        row = (match * torch.arange(C, device=match.device, dtype=torch.int32)).sum(-1)
+        return torch.where(known, row, fresh), known
 
     @torch.no_grad()
     def store(self, write: Write) -> None:
@@ -290,4 +292,4 @@ class SemanticMemory(nn.Module):
 
 def _first(same: Tensor) -> Tensor:
     """Bool ``[S]``: no earlier slot has this slot's class, from ``same [S, S]``."""
-    return same.to(torch.uint8).argmax(-1) == torch.arange(len(same), device=same.device)
+    return ~same.tril(-1).any(-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from pyro.distributions.util import is_identically_zero
@@ -105,7 +106,7 @@ def unweighted_terms(model_trace, guide_trace) -> dict[str, Tensor]:
     task, the evidence lower bound whatever the objective.
     """
     terms: dict[str, Tensor] = {}
-    elbo: float | Tensor = 0.0  # no tensor of the CPU, which a captured step could not read
+    elbo: Any = 0.0  # no tensor of the CPU, which a captured step could not read
     for name, site in model_trace.nodes.items():
         if site["type"] != "sample":
             continue
@@ -117,7 +118,7 @@ def unweighted_terms(model_trace, guide_trace) -> dict[str, Tensor]:
             kl = guide_trace.nodes[name]["unscaled_log_prob"].detach() - log_p
             terms[f"kl_{name}"] = kl.mean()
             elbo = elbo - kl.sum(-1).mean()
-    return {**terms, "elbo": torch.as_tensor(elbo)}
+    return {**terms, "elbo": elbo}
 
 
 def _latents(trace):

@@ -8,7 +8,7 @@ import torch
 from pyro_vsm.bench import processes
 from pyro_vsm.bench.memory import MemoryConfig, filled
 from pyro_vsm.bench.memory import run as memory_run
-from pyro_vsm.bench.step import StepConfig, make_trainer, random_splits
+from pyro_vsm.bench.step import StepConfig, as_trained, make_trainer, random_splits
 from pyro_vsm.bench.timing import peak_megabytes, rounds
 from pyro_vsm.cli import main
 from pyro_vsm.errors import UserError
@@ -94,10 +94,11 @@ def test_memory_of_the_device_does_not_grow():
     """Peak after 20 and after 200 steps, captured."""
     c = StepConfig(tasks=2, image_size=28, classes=8, images=20, cuda_graph=True, amp=True, device="cuda")
     device = torch.device("cuda")
-    trainer = make_trainer(c, "vsm", random_splits(c, device))
-    for _ in range(20):
-        trainer._advance()
-    before = peak_megabytes(device)
-    for _ in range(180):
-        trainer._advance()
-    assert peak_megabytes(device) == before
+    with as_trained():
+        trainer = make_trainer(c, "vsm", random_splits(c, device))
+        for _ in range(20):
+            trainer._advance()
+        before = peak_megabytes(device)
+        for _ in range(180):
+            trainer._advance()
+        assert peak_megabytes(device) == before

@@ -106,14 +106,10 @@ def test_the_compiled_loss_is_the_eager_one(tiny_config, system, parts):
     """Through the real compiler, without noise: compiled code draws it from another stream than eager code."""
     model = make(tiny_config, system, parts).cuda()
     compiled = copy.deepcopy(model)
-    torch.set_default_device("cuda")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the compiler's own
-            compile_loss(compiled)
-            (eager, state), (fast, other) = run(model), run(compiled)
-    finally:
-        torch.set_default_device("cpu")
+    with torch.device("cuda"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        compile_loss(compiled)
+        (eager, state), (fast, other) = run(model), run(compiled)
     torch.testing.assert_close(fast, eager, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(other, state, atol=1e-5, rtol=1e-4)
 
