@@ -208,37 +208,16 @@ class SemanticMemory(nn.Module):
             gap = nodes - mean.repeat_interleave(R, 0)  # node i stands in slot i // R
             variance = share @ gap.square() / (number - 1).clamp_min(1.0).unsqueeze(-1)
 
-            rows, known = self._rows(slots, same)
+            rows, known, first = rows_of(slots, self.classes[: self.capacity], self.written[: self.capacity])
             count = number + torch.where(known, self.counts[rows], 0.0)
             old, known = self.entries[rows], known.unsqueeze(-1)
             candidate = self.update(old, nodes, member)
             alpha = 1.0 if self.update.frozen else self.alpha
             entries = torch.where(known, alpha * old + (1 - alpha) * candidate, mean)
             variances = torch.where(known, alpha * self.variances[rows] + (1 - alpha) * variance, variance)
-        first = _first(same)
         rows = torch.where(first, rows, self.capacity + 1)  # a class in several slots is written once
         covariance = None if self.within is None else pooled_covariance(gap, first.sum())
         return Write(rows, entries, variances, count, slots, covariance)
-
-    def _rows(self, slots: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
-        """Row of each slot ``[S]`` and whether its class is stored already ``[S]``, with static shapes."""
-        C, S = self.capacity, len(slots)
-        match = slots.unsqueeze(-1) == self.classes[:C]  # [S, C]
-        known = match.any(-1)
-        # rows to give away: free ones first, then the longest unwritten; never one of this batch
-        age = self.written[:C] + 1
-        age = torch.where(self.filled, age, torch.zeros_like(age))
-        # of several equally old the lowest row; a batch needs no more than S of them
-        age = torch.where(match.any(0), torch.iinfo(torch.int64).max, age * C + torch.arange(C, device=age.device))
-        order = age.topk(min(S, C), largest=False).indices
-        new = _first(same) & ~known
-        # rank among the new classes by class id, so that the order in the batch does not matter
-        rank = ((slots.unsqueeze(-1) > slots) & new).sum(-1)
-        available = C - match.any(0).sum()
-        fresh = torch.where(rank < available, order[rank.clamp_max(len(order) - 1)], C + 1)
-        # the one row that matches; argmax would do, but Triton fails to compile it in the midst of the rest
-        row = (match * torch.arange(C, device=match.device, dtype=torch.int32)).sum(-1)
-        return torch.where(known, row, fresh), known
 
     @torch.no_grad()
     def store(self, write: Write) -> None:
@@ -290,6 +269,40 @@ class SemanticMemory(nn.Module):
             self.within.refresh()
 
 
-def _first(same: Tensor) -> Tensor:
-    """Bool ``[S]``: no earlier slot has this slot's class, from ``same [S, S]``."""
-    return ~same.tril(-1).any(-1)
+@torch.library.custom_op("pyro_vsm::rows_of", mutates_args=())
+def rows_of(slots: Tensor, classes: Tensor, written: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which row of the memory each slot of a batch has, or is given: static shapes, nothing waits for the device.
+
+    An operator of its own, which a compiler calls and does not look into: Triton fails to compile these few
+    reductions and gathers where they are fused with the copies that follow.
+
+    Args:
+        slots: class ids of the batch ``[S]``, classes may repeat.
+        classes: class ids of the rows ``[C]``, -1 for a free one.
+        written: step at which each row was last written ``[C]``.
+
+    Returns:
+        Row ``[S]`` (C + 1 where none is left), whether the class is stored already ``[S]``, and whether no earlier
+        slot has the class ``[S]``.
+    """
+    C, S = len(classes), len(slots)
+    match = slots.unsqueeze(-1) == classes  # [S, C]
+    known = match.any(-1)
+    # rows to give away: free ones first, then the longest unwritten; never one of this batch
+    age = torch.where(classes >= 0, written + 1, 0)
+    # of several equally old the lowest row; a batch needs no more than S of them
+    age = torch.where(match.any(0), torch.iinfo(torch.int64).max, age * C + torch.arange(C, device=age.device))
+    order = age.topk(min(S, C), largest=False).indices
+    first = (slots.unsqueeze(-1) == slots).to(torch.uint8).argmax(-1) == torch.arange(S, device=slots.device)
+    new = first & ~known
+    # rank among the new classes by class id, so that the order in the batch does not matter
+    rank = ((slots.unsqueeze(-1) > slots) & new).sum(-1)
+    available = C - match.any(0).sum()
+    fresh = torch.where(rank < available, order[rank.clamp_max(len(order) - 1)], C + 1)
+    return torch.where(known, match.to(torch.uint8).argmax(-1), fresh), known, first
+
+
+@rows_of.register_fake
+def _(slots: Tensor, classes: Tensor, written: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    flags = torch.empty_like(slots, dtype=torch.bool)
+    return torch.empty_like(slots), flags, torch.empty_like(flags)

@@ -129,13 +129,18 @@ def test_the_compiled_augmentation_is_the_eager_one():
     ("system", "parts"), [("pn", {}), ("vsm", {"memory_use": "rote", "posterior_z": "deterministic"}), ("vsm", {})]
 )
 def test_captured_and_compiled_steps_train_as_eager_ones(tiny_config, tiny_data, system, parts):
-    """Whole steps, the first five of which precede the capture; with noise only what draws the same noise."""
+    """Whole steps, the first five of which precede the capture; with noise only what draws the same noise.
+
+    By SGD: Adam divides by the size of the gradient, and would blow up the rounding where that is next to nothing.
+    """
     switches = [{}, {"cuda_graph": True}]
     if system == "pn" or parts:
         switches.append({"cuda_graph": True, "compile": True, "compile_heads": True})
     seen = []
     for some in switches:
-        config = tiny_config(model=parts, training={"device": "cuda", "steps": 10, "clip": 5.0, **some})
+        config = tiny_config(
+            model=parts, training={"device": "cuda", "steps": 10, "clip": 5.0, "optimizer": "sgd", **some}
+        )
         torch.manual_seed(0)
         model = build_model(system, config, ImageSpec.of(tiny_data), compiled=config.training.compile)
         trainer = Trainer(model, tiny_data, config, None, system)
