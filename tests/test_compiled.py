@@ -137,6 +137,7 @@ def test_captured_and_compiled_steps_train_as_eager_ones(tiny_config, tiny_data,
     if system == "pn" or parts:
         switches.append({"cuda_graph": True, "compile": True, "compile_heads": True})
     seen = []
+    training = {"device": "cuda", "steps": 10, "clip": 5.0, "optimizer": "sgd"}
     for some in switches:
         config = tiny_config(
             model=parts, training={"device": "cuda", "steps": 10, "clip": 5.0, "optimizer": "sgd", **some}
