@@ -44,10 +44,15 @@ class Likelihood(nn.Module, ABC):
 LIKELIHOODS: Registry[Likelihood] = Registry("likelihood", Likelihood)
 
 
+def products(query: Tensor, z: Tensor) -> Tensor:
+    """``<h_q, z_n>``, ``[..., T, Q, N]``: one matrix product a task; ``@`` repeats the queries for each sample."""
+    return torch.einsum("...qd,...nd->...qn", query, z)
+
+
 def half_distance(query: Tensor, z: Tensor) -> Tensor:
     """``-|h - z|^2 + |h|^2``, ``[..., T, Q, N]``: ``|h|^2`` is that of every class and cancels in the softmax."""
     with full_precision(z):
-        return 2 * query @ z.mT - z.square().sum(-1).unsqueeze(-2)
+        return 2 * products(query, z) - z.square().sum(-1).unsqueeze(-2)
 
 
 @LIKELIHOODS.register("euclidean")
@@ -79,7 +84,7 @@ class CosineLikelihood(Likelihood):
     def forward(self, z: Tensor, task: Task) -> Tensor:
         """See the interface."""
         with full_precision(z):
-            return self.tau() * (F.normalize(task.query, dim=-1) @ F.normalize(z, dim=-1).mT)
+            return self.tau() * products(F.normalize(task.query, dim=-1), F.normalize(z, dim=-1))
 
 
 @LIKELIHOODS.register("gaussian")
@@ -131,7 +136,7 @@ class GenerativeLikelihood(GaussianLikelihood):
             w, sign, c, log_det = inverse(noise + diag, joined(factor, noise_factor))
             white, query = torch.einsum("...rd,...d->...r", c, loc), task.query
             weighted = w * loc + sign * torch.einsum("...rd,...r->...d", c, white)  # (W + V_n)^-1 mean_n
-            logits = 2 * query @ weighted.mT - (loc * weighted).sum(-1).unsqueeze(-2)
+            logits = 2 * products(query, weighted) - (loc * weighted).sum(-1).unsqueeze(-2)
             if log_det.shape[-1] > 1:  # otherwise the terms left out are the same for every class
                 own = torch.einsum("...qd,...nrd->...qnr", query, c).square().sum(-1)
                 own = query.square() @ w.mT + sign * own

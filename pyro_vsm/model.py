@@ -31,6 +31,9 @@ from pyro_vsm.posteriors import PosteriorM, PosteriorZ
 from pyro_vsm.priors import PriorM, PriorZ
 from pyro_vsm.task import Task
 
+CACHED = 2**20
+"""Elements of a tensor of which a few fit into the cache of a CPU (4 MiB in float32)."""
+
 
 class VSMProgram(nn.Module):
     """The pair :meth:`model` and :meth:`guide`, made of six interchangeable factors.
@@ -80,8 +83,7 @@ class VSMProgram(nn.Module):
         with tasks, classes:
             m = self._m(lambda: self.posterior_m(task), task)
             with weighted(self.beta_z):
-                prior = self.prior_z(m, task) if self.posterior_z.uses_prior else None
-                pyro.sample("z", self.posterior_z(m, task, prior))
+                pyro.sample("z", self._q_z(m, task))
 
     def marginal(self, task: Task) -> Tensor | None:
         """Logits ``[..., T, Q, N]`` with m sampled from q(m|M,S) and z integrated out; None without a closed form."""
@@ -111,8 +113,37 @@ class VSMProgram(nn.Module):
         with tasks, classes:
             self._m(lambda: self.posterior_m(task), task)
 
+    def predictive(self, task: Task, samples: int) -> Tensor:
+        """Class probabilities ``[T, Q, N]`` of the queries, averaged over S samples of the guide.
+
+        ``1/S sum_s softmax(logits(z_s))`` with ``m_s ~ q(m|M,S)``, ``z_s ~ q(z|m_s,S)``, or z integrated out where
+        the likelihood can. What only densities need (priors, labels, Pyro's handlers) is left out, and on a CPU only
+        so many samples are drawn at a time as stay in its cache.
+        """
+        T, N = task.support.shape[:2]
+        latent = self.memory_use.latent
+        if latent:
+            q_m = self.posterior_m(task)
+        else:
+            q_z = self._q_z(self.memory_use(task), task)
+        at_once = samples if task.query.is_cuda else max(1, CACHED // task.prototype.numel())
+        total = task.query.new_zeros(())
+        for start in range(0, samples, at_once):
+            batch = (min(at_once, samples - start), T, N)
+            if latent:
+                q_z = self._q_z(q_m.expand(batch)(), task)
+            logits = self.likelihood.marginal(q_z, task)
+            if logits is None:
+                logits = self.likelihood(q_z.expand(batch)(), task)
+            total = total + logits.softmax(-1).expand(batch[0], -1, -1, -1).sum(0)
+        return total / samples
+
+    def _q_z(self, m: Tensor, task: Task) -> TorchDistribution:
+        prior = self.prior_z(m, task) if self.posterior_z.uses_prior else None
+        return self.posterior_z(m, task, prior)
+
     def _without_z(self, m: Tensor, task: Task) -> Tensor | None:
-        return self.likelihood.marginal(self.posterior_z(m, task, self.prior_z(m, task)), task)
+        return self.likelihood.marginal(self._q_z(m, task), task)
 
     def _m(self, factor: Callable[[], TorchDistribution], task: Task) -> Tensor:
         """M ``[..., T, N, D]``: sampled from its factor, or read out of the memory."""

@@ -223,9 +223,7 @@ class VSM(FewShotModel):
 
     def predict(self, support: Tensor, query: Tensor, samples: int = 100) -> Tensor:
         """See :class:`FewShotModel`."""
-        task = self.task(support, query)
-        logits = self.marginal(task, samples)
-        return (self.posterior(task, samples)[1] if logits is None else logits).softmax(-1).mean(0)
+        return self.program.predictive(self.task(support, query), samples)
 
     def marginal(self, task: Task, samples: int) -> Tensor | None:
         """Logits ``[S, T, Q, N]`` with z integrated out, or None where the likelihood has no closed form."""

@@ -298,9 +298,9 @@ MUTATIONS = [
     ),
     Mutation(
         "prediction samples z although it can be integrated out",
-        "vsm.py",
-        "logits = self.marginal(task, samples)\n        return (self",
-        "logits = None\n        return (self",
+        "model.py",
+        "logits = self.likelihood.marginal(q_z, task)\n            if",
+        "logits = None\n            if",
         GENERATIVE,
     ),
     Mutation(
