@@ -139,9 +139,7 @@ def test_captured_and_compiled_steps_train_as_eager_ones(tiny_config, tiny_data,
     seen = []
     training = {"device": "cuda", "steps": 10, "clip": 5.0, "optimizer": "sgd"}
     for some in switches:
-        config = tiny_config(
-            model=parts, training={"device": "cuda", "steps": 10, "clip": 5.0, "optimizer": "sgd", **some}
-        )
+        config = tiny_config(model=parts, training={**training, **some})
         torch.manual_seed(0)
         model = build_model(system, config, ImageSpec.of(tiny_data), compiled=config.training.compile)
         trainer = Trainer(model, tiny_data, config, None, system)
