@@ -63,6 +63,7 @@ def run(c: MemoryConfig, log: Callable[[str], None] = print) -> list[dict[str, A
         ways = [("retrieved", c.retrieve)] + ([("all", 0)] if entries <= c.dense_up_to else [])
         for name, retrieve in ways:
             reset_memory(device)
+            before = peak_megabytes(device)
             torch.manual_seed(0)
             memory = filled(c, entries, device, retrieve)
             held = sum(b.numel() * b.element_size() for b in memory.buffers()) / 2**20
@@ -91,7 +92,7 @@ def run(c: MemoryConfig, log: Callable[[str], None] = print) -> list[dict[str, A
             row["consolidate_and_store_ms"] = round(writing.ms, 4)
             row["consolidate_recall_backward_ms"] = round(training.ms, 4)
             if device.type == "cuda":  # on the CPU only the peak of the whole process is known
-                row["working_MB"] = round(peak_megabytes(device) - held, 2)
+                row["working_MB"] = round(peak_megabytes(device) - before - held, 2)
             rows.append(row)
             log(", ".join(f"{k} {v}" for k, v in row.items()))
             del memory, features

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -65,7 +66,7 @@ def timed(
         if device.type == "cuda":
             torch.cuda.synchronize()
         return rounds(function, device, seconds)
-    stream = torch.cuda.Stream()
+    stream = _warm_stream(device)
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(warmup):
@@ -79,6 +80,12 @@ def timed(
     timing = rounds(captured.replay, device, seconds)
     del kept, captured
     return timing
+
+
+@cache
+def _warm_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all warm-ups: a library keeps a workspace of its own for every stream that it has seen."""
+    return torch.cuda.Stream(device)
 
 
 def peak_megabytes(device: torch.device) -> float:
