@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from pyro_vsm import data as data_sources
 from pyro_vsm import jobs, metrics
@@ -353,6 +354,23 @@ def test_damaged_records_are_refused(definition, copied):
         make_table(definition(), copied, log=silent)
 
 
+def test_a_file_from_the_folder_of_the_table_for_each_seed(definition, copied):
+    """Rows start from files as they start from runs: each seed from its own."""
+    row = {"name": "same", "system": "vsm", "protocols": [{"way": 3, "shot": 1}]}
+    settings = {"training.init": "file:start-{seed}.safetensors", "model.memory_use": "rote"}
+    path = definition(rows=[*BOTH["rows"][1:2], {**row, "set": settings}])
+    for seed in (0, 1):
+        start = copied / "runs" / "start" / f"seed-{seed}" / "classifier" / "model.safetensors"
+        shutil.copy(start, path.parent / f"start-{seed}.safetensors")
+    make_table(path, copied, log=silent)
+    for seed in (0, 1):
+        ours, theirs = (
+            load_file(copied / "runs" / name / f"seed-{seed}" / "vsm" / "model.safetensors")
+            for name in ("same", "vsm")
+        )
+        assert all(torch.equal(ours[k], v) for k, v in theirs.items())
+
+
 def changed(**row) -> dict:
     return {"rows": [{"name": "pn", "system": "pn", **row}], "reference": "pn"}
 
@@ -377,6 +395,7 @@ WRONG = {
     "protocols must be some of the table's: 3-way 1-shot": changed(protocols=[{"way": 3, "shot": 9}]),
     "paper is 470; give a percentage": {**changed(paper=470), "protocols": None},
     "needs run:later, but no row above it": changed(set={"training.init": "run:later"}),
+    "row 'pn': there is no": changed(set={"training.init": "file:of-{seed}.safetensors"}),
     "does not accept option 'lrr'": changed(set={"training.lrr": 1}),
     "training: steps=-1": changed(set={"training.steps": -1}),
     "training is 3; a section of settings is a mapping": changed(set={"training": 3}),

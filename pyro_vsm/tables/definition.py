@@ -15,7 +15,8 @@
       - {name: vsm, system: vsm, label: VSM, paper: {1: 54.73}, set: {model: {memory_use: latent}}, note: attention}
 
 A setting ``run:NAME`` stands for what an earlier row trained with the same seed; a row that is not ``shown`` is
-trained for that alone. ``paper`` is a percentage, or one a number of shots; ``protocols`` in a row restricts it.
+trained for that alone. ``file:PATH`` is a file, from this one's folder; ``{seed}`` in it is that of the training.
+``paper`` is a percentage, or one a number of shots; ``protocols`` in a row restricts it.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _TABLE = {
     "rows",
 }
 _ROW = {"name", "system", "label", "paper", "set", "note", "base", "protocols", "shown"}
-_RUN = "run:"
+_RUN, _FILE = "run:", "file:"
 _SHORT = "; see the head of pyro_vsm/tables/definition.py for an example"
 
 
@@ -74,6 +75,7 @@ class Row:
         note: for readers.
         protocols: that it is evaluated on.
         shown: whether the table has a line of it.
+        folder: that files are named from.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Row:
     note: str
     protocols: tuple[Protocol, ...]
     shown: bool
+    folder: Path
 
     @property
     def needs(self) -> dict[str, str]:
@@ -96,8 +99,20 @@ class Row:
         Args:
             seed: of the training.
             folder_of: the run folder of a row.
+
+        Raises:
+            UserError: there is no file of that name.
         """
         settings = copy.deepcopy(self.settings)
+        for name, value in leaves(self.settings):
+            if str(value).startswith(_FILE):
+                file = self.folder / str(value).removeprefix(_FILE).replace("{seed}", str(seed))
+                if not file.is_file():
+                    raise UserError(
+                        f"row {self.name!r}: there is no {file} for {name} and seed {seed}; name a file from the "
+                        "table's folder, or leave that seed out"
+                    )
+                put(settings, name, str(file), "")
         for name, row in self.needs.items():
             put(settings, name, str(folder_of(row)), "")
         settings["training"]["seed"] = seed
@@ -160,23 +175,26 @@ def read_table(
     e = shared.evaluation
     default = Protocol(e.way or shared.episodes.way, e.shot or shared.episodes.shot)
     protocols = _protocols(text.get("protocols"), (default,), str(path))
+    seeds = _seeds(text.get("seeds", [0]) if seeds is None else list(seeds), path)
     rows: list[Row] = []
     for number, values in enumerate(rows_text):
         where = f"{path}: row {number + 1}"
         row = _row(mapping(values, where), base, path, where, protocols, override or {})
         if any(row.name == r.name for r in rows):
             raise UserError(f"{path}: there are two rows {row.name!r}; give each a name of its own")
+        for seed in seeds:
+            row.config(seed, Path)
         for needed in row.needs.values():
             if needed not in [r.name for r in rows]:
                 raise UserError(f"{path}: row {row.name!r} needs run:{needed}, but no row above it has that name")
-        config = row.config(0, Path)
+        config = row.config(seeds[0], Path)
         if config.data != shared.data:
             raise UserError(f"{path}: row {row.name!r} has other data than base; a table has one data set")
         rows.append(row)
     table = Table(
         path,
         title=text_of(text.get("title", path.stem), "title", path),
-        seeds=_seeds(text.get("seeds", [0]) if seeds is None else list(seeds), path),
+        seeds=seeds,
         reference=text_of(text.get("reference", ""), "reference", path) or _first_shown(rows, path),
         protocols=protocols,
         unknown=bool_of(text.get("unknown", False), "unknown", path),
@@ -231,6 +249,7 @@ def _row(
         note=text_of(values.get("note", ""), "note", where),
         protocols=chosen,
         shown=shown,
+        folder=path.parent,
     )
 
 
