@@ -48,7 +48,7 @@ NOTES = """
 - **Exact resumption** is bit for bit on CPU, on the same machine with the same versions and number of threads of
   PyTorch, and independent of the number of loading threads. On CUDA, where sums over threads are in no fixed order,
   the random states are equal and weights agree to 1e-3 of the largest value of each tensor after 20 steps
-  (`tests/test_resume.py`, marked `cuda`).
+  (`tests/test_resume.py`, marked `cuda`; run on one H100, PyTorch 2.11).
 - **Steps that are not finite** (a term of the loss, the gradient, the memory) are skipped on the device without
   waiting for it; `training.bad_steps` of them in a row (10) end the training at the next line of the log with the
   factor and the step, and the weights from before are saved.
