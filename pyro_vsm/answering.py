@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 BLOCK = 32
 """Episodes answered by one call of `predict`; each block draws its noise from a seed of its own."""
 
+CACHED_PIXELS = 2**16
+"""Pixels of the images encoded at a time on a CPU: 64 channels of so many take 16 MiB, and stay in its cache."""
+
 
 class Evaluable(Protocol):
     """What can be evaluated: every `fewshot.FewShotModel`, and anything else with these two methods.
@@ -80,7 +83,7 @@ def encode_all(
     Args:
         model: lies on `device`; its module modes are restored afterwards.
         images: uint8 `[I, C, H, W]`, anywhere.
-        batch: images encoded at a time; None for 2048 on CUDA, 128 on the CPU (whose caches it then fits).
+        batch: images encoded at a time; None for 2048 on CUDA, on the CPU as many as have `CACHED_PIXELS`.
         device: where to compute and to keep the features; None takes the device of the images.
         amp: bfloat16 autocast.
 
@@ -92,7 +95,8 @@ def encode_all(
     """
     device = torch.device(device) if device is not None else images.device
     if batch is None:
-        batch = 2048 if device.type == "cuda" else 128
+        pixels = images.shape[-2:].numel() if images.dim() == 4 else 1
+        batch = 2048 if device.type == "cuda" else max(1, CACHED_PIXELS // max(1, pixels))
     if images.dtype != torch.uint8 or images.dim() != 4 or len(images) == 0 or batch < 1:
         raise UserError(
             "encoding needs uint8 images [images, channels, height, width] and a batch of at least 1, "
