@@ -66,6 +66,29 @@ def test_width_that_is_no_number_of_channels(width):
         Conv4(3, 28, width=width)
 
 
+@pytest.mark.parametrize("pool", ["flatten", "average"])
+def test_conv4_in_evaluation_is_its_layers_one_after_the_other(pool):
+    backbone = Conv4(3, 20, width=8, pool=pool).eval()
+    for norm in (m for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        for values, low in (
+            (norm.weight, -1.0),
+            (norm.bias, -1.0),
+            (norm.running_mean, -1.0),
+            (norm.running_var, 0.2),
+        ):
+            torch.nn.init.uniform_(values, low, 2.0)
+    images = torch.randn(6, 3, 20, 20)
+    x = images
+    for block in backbone.blocks[:-1]:
+        for layer in block:
+            x = layer(x)
+    found = backbone(images)
+    torch.testing.assert_close(found, x.flatten(1), atol=1e-5, rtol=1e-4)
+    slopes = [torch.autograd.grad(y.square().sum(), list(backbone.parameters())) for y in (found, x)]
+    for slope, wanted in zip(*slopes):
+        torch.testing.assert_close(slope, wanted, atol=1e-3, rtol=1e-3)
+
+
 def test_images_too_small():
     with pytest.raises(UserError, match="at least 16"):
         Conv4(3, 15)

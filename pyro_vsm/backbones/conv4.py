@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pyro_vsm.backbones.base import BACKBONES, Backbone
 from pyro_vsm.errors import UserError
+
+
+class Block(nn.Sequential):
+    """Convolution, batch normalisation and what follows; in evaluation the first two are one convolution."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]``."""
+        conv, norm, *rest = self
+        # other norms (of several processes, by the moments of a task) do what they do
+        if norm.training or type(norm) is not nn.BatchNorm2d or norm.running_mean is None or norm.running_var is None:
+            return super().forward(x)
+        assert isinstance(conv, nn.Conv2d)
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        x = F.conv2d(
+            x, conv.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale, padding=conv.padding
+        )
+        for layer in rest:
+            x = layer(x)
+        return x
 
 
 @BACKBONES.register("conv4")
@@ -48,8 +69,8 @@ class Conv4(Backbone):
         self.dim = width * grid**2 if average else width * (image_size // 16) ** 2
 
     @staticmethod
-    def _block(inputs: int, outputs: int) -> nn.Sequential:
-        return nn.Sequential(
+    def _block(inputs: int, outputs: int) -> Block:
+        return Block(
             nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
             nn.ReLU(inplace=True),
