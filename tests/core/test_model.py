@@ -148,6 +148,33 @@ def test_predictive_labels_follow_the_predicted_probabilities():
     statistics.agree(one_hot, expected, power=0.1, error=0.015)
 
 
+PREDICTIVE = [
+    {},
+    {"memory_use": "rote"},
+    {"prior_z": "empirical_bayes", "posterior_z": "conjugate"},
+    {"prior_z": "empirical_bayes", "posterior_z": "conjugate", "likelihood": "generative"},
+    {"memory_use": "rote", "likelihood": "generative"},
+]
+
+
+@pytest.mark.parametrize("parts", PREDICTIVE, ids=str)
+def test_prediction_averages_the_samples_of_the_guide(parts, monkeypatch):
+    """The same estimator as the model replayed against the guide, however many samples are drawn at a time."""
+    model = trained(**parts)
+    support, query = torch.randn(T, N, K, D), torch.randn(T, Q, D)
+    with torch.no_grad():
+        task = model.task(support, query)
+        logits = model.marginal(task, 8000)
+        exact = model.posterior(task, 8000)[1] if logits is None else logits
+        monkeypatch.setattr("pyro_vsm.model.CACHED", 3000 * T * N * D)
+        expected = model.predict(support, query, 20_000)  # 6 times 3000 and 2000
+    torch.testing.assert_close(expected.sum(-1), torch.ones(T, Q))
+    if parts == PREDICTIVE[-1]:  # nothing is random
+        torch.testing.assert_close(exact.softmax(-1).mean(0), expected)
+    else:
+        statistics.agree(exact.softmax(-1).double(), expected.double(), power=0.05, error=0.005)
+
+
 def test_posterior_replays_the_guide():
     model = trained()
     task = a_task(model)
