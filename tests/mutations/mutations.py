@@ -86,8 +86,8 @@ MUTATIONS = [
     Mutation(
         "KL weight on the model only",
         "model.py",
-        "with weighted(self.beta_z):\n                prior = self.prior_z",
-        "with nullcontext():\n                prior = self.prior_z",
+        'with weighted(self.beta_z):\n                pyro.sample("z", self._q_z',
+        'with nullcontext():\n                pyro.sample("z", self._q_z',
         ("test_model.py",),
     ),
     Mutation(
@@ -99,9 +99,9 @@ MUTATIONS = [
     ),
     Mutation(
         "logits averaged instead of probabilities",
-        "vsm.py",
-        "if logits is None else logits).softmax(-1).mean(0)",
-        "if logits is None else logits).mean(0).softmax(-1)",
+        "model.py",
+        "logits.softmax(-1).expand(batch[0], -1, -1, -1).sum(0)\n        return total / samples",
+        "logits.expand(batch[0], -1, -1, -1).sum(0)\n        return (total / samples).softmax(-1)",
         EXACT,
     ),
     # densities
@@ -178,8 +178,8 @@ MUTATIONS = [
     Mutation(
         "factor 2 missing in the squared distance",
         "likelihood.py",
-        "return 2 * query @ z.mT",
-        "return query @ z.mT",
+        "return 2 * products(query, z)",
+        "return products(query, z)",
         ("test_likelihood.py",),
     ),
     # memory
@@ -228,8 +228,8 @@ MUTATIONS = [
     Mutation(
         "newest entry makes room instead of the oldest",
         "memory.py",
-        "age = self.written[:C] + 1",
-        "age = self.step - self.written[:C] + 1",
+        "torch.where(classes >= 0, written + 1, 0)",
+        "torch.where(classes >= 0, written.max() - written + 1, 0)",
         MEMORY,
     ),
     Mutation(
