@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from pyro_vsm import parallel
 from pyro_vsm.errors import UserError
+from pyro_vsm.precision import fast_products
 
 if TYPE_CHECKING:
     from pyro_vsm.data.episodes import EpisodeIndex
@@ -70,6 +71,12 @@ def _seed(seed: int, first_episode: int, device: torch.device) -> None:
             torch.cuda.manual_seed(value)
 
 
+def batch_size(images: Tensor, device: torch.device) -> int:
+    """Images `[I, C, H, W]` to encode at a time: 2048 on CUDA, on the CPU as many as have `CACHED_PIXELS`."""
+    pixels = images.shape[-2:].numel()
+    return 2048 if device.type == "cuda" else max(1, CACHED_PIXELS // max(1, pixels))
+
+
 def encode_all(
     model: Evaluable,
     images: Tensor,
@@ -95,8 +102,7 @@ def encode_all(
     """
     device = torch.device(device) if device is not None else images.device
     if batch is None:
-        pixels = images.shape[-2:].numel() if images.dim() == 4 else 1
-        batch = 2048 if device.type == "cuda" else max(1, CACHED_PIXELS // max(1, pixels))
+        batch = batch_size(images, device)
     if images.dtype != torch.uint8 or images.dim() != 4 or len(images) == 0 or batch < 1:
         raise UserError(
             "encoding needs uint8 images [images, channels, height, width] and a batch of at least 1, "
@@ -194,7 +200,7 @@ def answer(
     block = _block_size(index, queries, features.shape[1], samples, max_elements)
     parts: list[tuple[Tensor, ...]] = []
     # no_grad, not inference_mode: a model may enable gradients inside, to fit a classifier to the support set
-    with torch.no_grad(), _untouched(model, device):
+    with torch.no_grad(), fast_products(), _untouched(model, device):
         mine = parallel.portion(len(index), block)
         for start in tqdm(range(mine.start, mine.stop, block), unit="block", leave=False, disable=not progress):
             rows = index[start : min(start + block, mine.stop)]

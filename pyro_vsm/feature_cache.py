@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vsm import checkpoint, parallel
-from pyro_vsm.answering import encode_all
+from pyro_vsm.answering import batch_size, encode_all
 from pyro_vsm.data.cache import cache_folder
 from pyro_vsm.data.images import ClassImages
 from pyro_vsm.encoder import Encoder
@@ -70,7 +70,7 @@ def raw_features(encoder: Encoder, data: ClassImages, device: torch.device, *, m
             return checkpoint.read(path)[0]["features"].to(device, copy=True)  # not mapped: the file may change
         except (UserError, KeyError) as error:
             log.warning("%s; computing the features anew", error)
-    size = 1024 if device.type == "cuda" else 128
+    size = batch_size(data.images, device)
     parts = []
     amp, mode = encoder.amp, encoder.training
     encoder.amp = False
