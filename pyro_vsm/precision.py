@@ -19,8 +19,8 @@ def full_precision(like: Tensor) -> torch.autocast:
 def fast_products() -> Iterator[None]:
     """Float32 matrix products on the CPU by oneDNN, where it keeps the digits of float32; CUDA is not concerned.
 
-    PyTorch leaves them to MKL, which on AMD processors uses half of the vector width, unless bfloat16 is allowed inside.
-    oneDNN then makes use of that only on processors with matrix units for bfloat16; whether here is tried once.
+    PyTorch gives them to oneDNN only if bfloat16 is allowed inside, else to MKL, which on AMD processors uses half
+    of the vector width. oneDNN makes use of the permission where there are matrix units for bfloat16: tried once.
     The setting is one of the process, and what it was before afterwards.
     """
     if not _digits_kept():
@@ -32,7 +32,7 @@ def fast_products() -> Iterator[None]:
 
 @contextmanager
 def _bfloat16_allowed() -> Iterator[None]:
-    matmul = torch.backends.mkldnn.matmul
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
     try:
