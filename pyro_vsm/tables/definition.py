@@ -182,13 +182,11 @@ def read_table(
         row = _row(mapping(values, where), base, path, where, protocols, override or {})
         if any(row.name == r.name for r in rows):
             raise UserError(f"{path}: there are two rows {row.name!r}; give each a name of its own")
-        for seed in seeds:
-            row.config(seed, Path)
         for needed in row.needs.values():
             if needed not in [r.name for r in rows]:
                 raise UserError(f"{path}: row {row.name!r} needs run:{needed}, but no row above it has that name")
-        config = row.config(seeds[0], Path)
-        if config.data != shared.data:
+        configs = [row.config(seed, Path) for seed in seeds]  # each, as files are named by seed
+        if configs[0].data != shared.data:
             raise UserError(f"{path}: row {row.name!r} has other data than base; a table has one data set")
         rows.append(row)
     table = Table(
