@@ -9,6 +9,7 @@ Matrices and larger tensors are kept in half precision where nothing overflows; 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -151,13 +152,24 @@ def export(
     from pyro_vsm.loading import load_model
 
     model, meta = load_model(source)
-    write(name, dict(model.state_dict()), meta, folder, half=half)
+    write(name, dict(model.state_dict()), _without_paths(meta), folder, half=half)
+    root = root or meta["config"]["data"]["root"]
     rows, notes = measured(folder / name, meta, shots, root=root, device=device, log=log)
     files = _files(folder / name)
     text = model_card(name, meta, rows, [*notes, *([note] if note else [])], files)
     write_atomic(folder / name / "README.md", text.encode())
     log(f"Wrote {folder / name}: {sum(p.stat().st_size for p in files) / 2**20:.2f} MiB in {len(files)} file(s)")
     return folder / name
+
+
+def _without_paths(meta: dict[str, Any]) -> dict[str, Any]:
+    """Of a checkpoint, without where things lay on the machine of its training."""
+    config = copy.deepcopy(meta["config"])
+    config["data"]["root"] = None
+    for section, name in (("training", "init"), ("classifier", "teacher")):
+        if path := config[section][name]:
+            config[section][name] = "/".join(Path(path).parts[-2:])
+    return {**meta, "config": config}
 
 
 def _folder(name: str, folder: Path) -> Path:

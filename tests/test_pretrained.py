@@ -79,6 +79,7 @@ def test_export_writes_a_model_and_a_card_of_what_it_does(tiny_run, tmp_path, ca
     assert card.count("\n|     3 |") + card.count("\n| 3 |") + card.count("|     3 |") >= 2  # a row for each shot
     assert str(tmp_path) not in card
     assert "tiny images" not in card  # where the data lay is nobody's business
+    assert b"tiny images" not in (tmp_path / "tiny" / "model.safetensors").read_bytes()
 
 
 def test_the_recipe_of_a_card_is_the_configuration(tiny_config):
