@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pyro_vsm.backbones import Backbone
 from pyro_vsm.errors import UserError
@@ -22,10 +23,12 @@ class Encoder(nn.Module):
         compiled: run the backbone through ``torch.compile`` while training.
         feature_map: what is done to the backbone's output; by default it is scaled to unit RMS.
         flip: in evaluation, average the features of an image and of its mirror image.
+        enlarge: in evaluation, images are enlarged by this factor before the backbone.
         cached: the backbone is frozen, and its outputs may be kept (:mod:`pyro_vsm.feature_cache`).
 
     Raises:
-        UserError: mean and std do not have one number a channel.
+        UserError: mean and std do not have one number a channel; an ``enlarge`` below 1, or above 1 for a backbone
+            that takes images of one size.
     """
 
     mean: Tensor
@@ -41,6 +44,7 @@ class Encoder(nn.Module):
         compiled: bool = False,
         feature_map: FeatureMap | None = None,
         flip: bool = False,
+        enlarge: float = 1.0,
         cached: bool = False,
     ):
         super().__init__()
@@ -49,9 +53,17 @@ class Encoder(nn.Module):
                 f"encoder: {len(mean)} means and {len(std)} deviations for {backbone.channels} channels; "
                 "give one each"
             )
+        if not 1 <= enlarge <= 8:
+            raise UserError(f"features.enlarge is {enlarge}; give a factor from 1 to 8")
+        if enlarge > 1 and not backbone.any_size:
+            raise UserError(
+                f"features.enlarge is {enlarge}, but this backbone takes images of one size; leave it at 1, or average "
+                "the last map (conv4 with pool: average)"
+            )
         self.backbone = backbone
         self.feature_map = FeatureMap(backbone.dim) if feature_map is None else feature_map
         self.amp, self.compiled, self.flip, self.cached = amp, compiled, flip, cached
+        self.enlarge = enlarge
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).clamp_min(1e-3).view(-1, 1, 1))
 
@@ -89,7 +101,7 @@ class Encoder(nn.Module):
         return h.float()
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Float32 in [0, 1] of images ``[B, C, H, W]``, uint8 or float in [0, 1].
+        """Float32 in [0, 1] of images ``[B, C, H, W]``, uint8 or float in [0, 1]; enlarged in evaluation.
 
         Raises:
             UserError: images of another shape than the backbone was made for.
@@ -99,7 +111,11 @@ class Encoder(nn.Module):
             raise UserError(
                 f"images have shape {list(images.shape)}; this model takes [batch, {', '.join(map(str, wanted))}]"
             )
-        return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        if self.enlarge == 1 or self.training:
+            return images
+        size = round(self.enlarge * self.backbone.image_size)
+        return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
 
     def _network(self, images: Tensor) -> Tensor:
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)

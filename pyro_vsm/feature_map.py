@@ -20,6 +20,8 @@ class FeatureConfig:
         centre: subtract the mean feature of the training images.
         renormalise: scale each centred feature to unit RMS again.
         flip: in evaluation, average the features of an image and of its mirror image.
+        enlarge: in evaluation, images are enlarged by this factor before the backbone, at least 1. A backbone trained
+            on random pieces has seen things larger than they are in whole images (Touvron et al. 2019).
     """
 
     power: float = 1.0
@@ -27,6 +29,7 @@ class FeatureConfig:
     centre: bool = False
     renormalise: bool = False
     flip: bool = False
+    enlarge: float = 1.0
 
 
 def unit_rms(h: Tensor) -> Tensor:

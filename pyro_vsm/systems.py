@@ -131,6 +131,8 @@ def maml(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) -> 
     """Model-agnostic meta-learning, of second order unless configured otherwise."""
     if config.training.freeze:
         raise UserError("maml adapts its encoder; leave training.freeze off")
+    if encoder.enlarge != 1:
+        raise UserError("maml adapts to images as large as those of its training; leave features.enlarge at 1")
     return MAML(encoder, config.maml, config.episodes.way)
 
 
@@ -179,7 +181,7 @@ def build_model(
     try:
         backbone = BACKBONES.build(config.model.backbone, images.channels, images.size, trusted=trusted)
         settings = dict(vars(config.features))
-        flip = settings.pop("flip")
+        flip, enlarge = settings.pop("flip"), settings.pop("enlarge")
         feature_map = FeatureMap(backbone.dim, **settings)
         encoder = Encoder(
             backbone,
@@ -189,6 +191,7 @@ def build_model(
             compiled=compiled,
             feature_map=feature_map,
             flip=flip,
+            enlarge=enlarge,
             cached=config.training.freeze and config.data.cache,
         )
         return SYSTEMS[name](encoder, config, images, trusted)

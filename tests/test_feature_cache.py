@@ -94,3 +94,27 @@ def test_images_of_another_shape_are_refused(folder):
     with pytest.raises(UserError, match="this model takes"):
         split_features(model(), wide)
     assert not folder.exists()
+
+
+def test_enlarged_images_in_evaluation_only(folder):
+    torch.manual_seed(0)
+    plain = Encoder(Conv4(1, 16, width=4, pool="average", grid=2), [0.5], [0.2])
+    large = Encoder(plain.backbone, [0.5], [0.2], enlarge=1.5, cached=True)
+    x = images().images
+    wide = Encoder(Conv4(1, 24, width=4, pool="average", grid=2), [0.5], [0.2])
+    wide.backbone.load_state_dict(plain.backbone.state_dict())
+    pixels = torch.nn.functional.interpolate(x / 255, (24, 24), mode="bilinear")
+    torch.testing.assert_close(large.eval()(x), wide.eval()(pixels))
+    system = PrototypicalNetwork(large)
+    torch.testing.assert_close(split_features(system, images()), wide(pixels))
+    raw_features(Encoder(plain.backbone, [0.5], [0.2], cached=True), images(), torch.device("cpu"))
+    assert len(list(folder.iterdir())) == 2  # kept apart
+    torch.testing.assert_close(large.train()(x), plain.train()(x))
+
+
+def test_enlarging_what_cannot_be_is_refused():
+    with pytest.raises(UserError, match="takes images of one size"):
+        model(enlarge=1.2)
+    for factor in (0.9, 9, float("nan")):
+        with pytest.raises(UserError, match="from 1 to 8"):
+            model(enlarge=factor)

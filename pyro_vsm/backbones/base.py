@@ -18,9 +18,11 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         dim: feature dimension D.
+        any_size: whether larger images give as many features, for ``features.enlarge``.
     """
 
     dim: int
+    any_size: bool = False
 
     def __init__(self, channels: int, image_size: int):
         super().__init__()

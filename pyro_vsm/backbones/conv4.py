@@ -67,6 +67,7 @@ class Conv4(Backbone):
             blocks[-1][-1] = nn.AdaptiveAvgPool2d(grid)
         self.blocks = nn.Sequential(*blocks, nn.Flatten())
         self.dim = width * grid**2 if average else width * (image_size // 16) ** 2
+        self.any_size = average
 
     @staticmethod
     def _block(inputs: int, outputs: int) -> Block:

@@ -90,7 +90,7 @@ class ResNet12(Backbone):
         self.blocks = nn.Sequential(
             *(ResidualBlock(a, b, drop if i >= 2 else 0.0) for i, (a, b) in enumerate(pairwise(sizes)))
         )
-        self.dim = widths[-1]
+        self.dim, self.any_size = widths[-1], True
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="leaky_relu")

@@ -60,7 +60,7 @@ class WideResNet(Backbone):
         for group, (a, b) in enumerate(pairwise(sizes)):
             layers += [WideBlock(a if i == 0 else b, b, 2 if i == 0 and group else 1, drop) for i in range(blocks)]
         self.layers = nn.Sequential(*layers, nn.BatchNorm2d(sizes[-1]), nn.ReLU(inplace=True))
-        self.dim = sizes[-1]
+        self.dim, self.any_size = sizes[-1], True
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
