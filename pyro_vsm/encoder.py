@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from pyro_vsm.backbones import Backbone
 from pyro_vsm.errors import UserError
 from pyro_vsm.feature_map import FeatureMap
+from pyro_vsm.views import PLAIN, views
 
 
 class Encoder(nn.Module):
@@ -22,7 +23,7 @@ class Encoder(nn.Module):
         amp: run the backbone in bfloat16 on CUDA (features come out in float32 all the same).
         compiled: run the backbone through ``torch.compile`` while training.
         feature_map: what is done to the backbone's output; by default it is scaled to unit RMS.
-        flip: in evaluation, average the features of an image and of its mirror image.
+        flip, shift: in evaluation, the features of these views are averaged (:func:`~pyro_vsm.views.views`).
         enlarge: in evaluation, images are enlarged by this factor before the backbone.
         cached: the backbone is frozen, and its outputs may be kept (:mod:`pyro_vsm.feature_cache`).
 
@@ -44,6 +45,7 @@ class Encoder(nn.Module):
         compiled: bool = False,
         feature_map: FeatureMap | None = None,
         flip: bool = False,
+        shift: int = 0,
         enlarge: float = 1.0,
         cached: bool = False,
     ):
@@ -57,13 +59,15 @@ class Encoder(nn.Module):
             raise UserError(f"features.enlarge is {enlarge}; give a factor from 1 to 8")
         if enlarge > 1 and not backbone.any_size:
             raise UserError(
-                f"features.enlarge is {enlarge}, but this backbone takes images of one size; leave it at 1, or average "
-                "the last map (conv4 with pool: average)"
+                f"features.enlarge is {enlarge}, but this backbone takes images of one size; leave it at 1, or "
+                "average the last map (conv4 with pool: average)"
             )
         self.backbone = backbone
         self.feature_map = FeatureMap(backbone.dim) if feature_map is None else feature_map
-        self.amp, self.compiled, self.flip, self.cached = amp, compiled, flip, cached
-        self.enlarge = enlarge
+        self.amp, self.compiled, self.cached, self.enlarge = amp, compiled, cached, enlarge
+        self.views = views(flip, shift)
+        if max(abs(v.down) for v in self.views) >= backbone.image_size:
+            raise UserError(f"features.shift is {shift}; give less than the {backbone.image_size} pixels of an image")
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).clamp_min(1e-3).view(-1, 1, 1))
 
@@ -78,13 +82,11 @@ class Encoder(nn.Module):
         Raises:
             UserError: images of another shape than the backbone was made for.
         """
-        mirrored = (self.raw(images.flip(-1)),) if self.flip and not self.training else ()
-        return self.features(self.raw(images), *mirrored)
+        return self.features([self.raw(view(images)) for view in ([PLAIN] if self.training else self.views)])
 
-    def features(self, raw: Tensor, mirrored: Tensor | None = None) -> Tensor:
-        """Features ``[B, D]`` of the backbone's outputs, and of those of the mirror images where both are given."""
-        h = self.feature_map(raw)
-        return h if mirrored is None else (h + self.feature_map(mirrored)) / 2
+    def features(self, raw: Sequence[Tensor]) -> Tensor:
+        """Features ``[B, D]`` of the backbone's outputs for each view of the images, averaged over the views."""
+        return torch.stack([self.feature_map(h) for h in raw]).mean(0) if len(raw) > 1 else self.feature_map(raw[0])
 
     def raw(self, images: Tensor) -> Tensor:
         """The backbone's output ``[B, D]`` (float32) of images ``[B, C, H, W]``, uint8 or float in [0, 1].

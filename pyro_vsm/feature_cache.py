@@ -23,6 +23,7 @@ from pyro_vsm.data.cache import cache_folder
 from pyro_vsm.data.images import ClassImages
 from pyro_vsm.encoder import Encoder
 from pyro_vsm.errors import UserError
+from pyro_vsm.views import PLAIN, View
 
 log = logging.getLogger("pyro_vsm.features")
 
@@ -45,26 +46,25 @@ def split_features(model: Any, data: ClassImages, **settings: Any) -> Tensor:
     mode = encoder.training
     encoder.eval()
     with torch.no_grad():
-        turned = (raw_features(encoder, data, device, mirrored=True),) if encoder.flip else ()
-        features = encoder.features(raw_features(encoder, data, device), *turned)
+        features = encoder.features([raw_features(encoder, data, device, view) for view in encoder.views])
     encoder.train(mode)
     return features
 
 
 @torch.no_grad()
-def raw_features(encoder: Encoder, data: ClassImages, device: torch.device, *, mirrored: bool = False) -> Tensor:
+def raw_features(encoder: Encoder, data: ClassImages, device: torch.device, view: View = PLAIN) -> Tensor:
     """Backbone outputs ``[I, D]`` of all images in true float32, from the cache where the encoder is ``cached``.
 
     Args:
         encoder: on ``device``; its backbone is run in evaluation mode.
         data: the images.
         device: where to compute.
-        mirrored: of the mirror images.
+        view: of them.
 
     Raises:
         UserError: images of another shape than the backbone was made for.
     """
-    path = cache_folder() / "features" / f"{_key(encoder, data, mirrored)}.safetensors" if encoder.cached else None
+    path = cache_folder() / "features" / f"{_key(encoder, data, view)}.safetensors" if encoder.cached else None
     if path is not None and path.is_file():
         try:
             return checkpoint.read(path)[0]["features"].to(device, copy=True)  # not mapped: the file may change
@@ -80,7 +80,7 @@ def raw_features(encoder: Encoder, data: ClassImages, device: torch.device, *, m
         with torch.backends.cudnn.flags(allow_tf32=False, enabled=torch.backends.cudnn.enabled):
             for start in tqdm(starts, desc="features", unit="batch", dynamic_ncols=True, leave=False):
                 images = data.images[start : start + size].to(device)
-                parts.append(encoder.raw(images.flip(-1) if mirrored else images))
+                parts.append(encoder.raw(view(images)))
     finally:
         encoder.amp = amp
         encoder.train(mode)
@@ -90,9 +90,9 @@ def raw_features(encoder: Encoder, data: ClassImages, device: torch.device, *, m
     return result
 
 
-def _key(encoder: Encoder, data: ClassImages, mirrored: bool) -> str:
+def _key(encoder: Encoder, data: ClassImages, view: View) -> str:
     """Hash of everything that the outputs depend on: layers, weights, normalisation and pixels."""
-    total = hashlib.sha256(f"{encoder.backbone} {encoder.enlarge} {mirrored} {data.identity().sha256}".encode())
+    total = hashlib.sha256(f"{encoder.backbone} {encoder.enlarge} {view} {data.identity().sha256}".encode())
     for name, value in sorted({**encoder.backbone.state_dict(), "mean": encoder.mean, "std": encoder.std}.items()):
         total.update(
             name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -20,6 +20,8 @@ class FeatureConfig:
         centre: subtract the mean feature of the training images.
         renormalise: scale each centred feature to unit RMS again.
         flip: in evaluation, average the features of an image and of its mirror image.
+        shift: in evaluation, average also over the image moved by so many pixels towards its four corners; 0 is off.
+            Each image is then encoded five times as often.
         enlarge: in evaluation, images are enlarged by this factor before the backbone, at least 1. A backbone trained
             on random pieces has seen things larger than they are in whole images (Touvron et al. 2019).
     """
@@ -29,6 +31,7 @@ class FeatureConfig:
     centre: bool = False
     renormalise: bool = False
     flip: bool = False
+    shift: int = 0
     enlarge: float = 1.0
 
 

@@ -181,7 +181,7 @@ def build_model(
     try:
         backbone = BACKBONES.build(config.model.backbone, images.channels, images.size, trusted=trusted)
         settings = dict(vars(config.features))
-        flip, enlarge = settings.pop("flip"), settings.pop("enlarge")
+        evaluation = {name: settings.pop(name) for name in ("flip", "shift", "enlarge")}
         feature_map = FeatureMap(backbone.dim, **settings)
         encoder = Encoder(
             backbone,
@@ -190,9 +190,8 @@ def build_model(
             amp=amp,
             compiled=compiled,
             feature_map=feature_map,
-            flip=flip,
-            enlarge=enlarge,
             cached=config.training.freeze and config.data.cache,
+            **evaluation,
         )
         return SYSTEMS[name](encoder, config, images, trusted)
     except (TypeError, ValueError, RuntimeError) as error:  # of a value that a part cannot work with

@@ -46,8 +46,7 @@ def warm_start(model: FewShotModel, path: Path | str, data: ClassImages, device:
     model.eval()
     with torch.no_grad():
         encoder = model.encoder
-        raw = raw_features(encoder, data, device)
-        mirrored = (raw_features(encoder, data, device, mirrored=True),) if encoder.flip else ()
-        encoder.feature_map.fit(encoder.feature_map.scaled(raw))
-        model.start(encoder.features(raw, *mirrored), data.labels.to(device))
+        raw = [raw_features(encoder, data, device, view) for view in encoder.views]
+        encoder.feature_map.fit(encoder.feature_map.scaled(raw[0]))
+        model.start(encoder.features(raw), data.labels.to(device))
     model.train(mode)

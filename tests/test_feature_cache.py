@@ -13,6 +13,7 @@ from pyro_vsm.data.images import ClassImages
 from pyro_vsm.encoder import Encoder
 from pyro_vsm.errors import UserError
 from pyro_vsm.feature_cache import raw_features, split_features
+from pyro_vsm.views import View, views
 
 
 @pytest.fixture
@@ -32,17 +33,18 @@ def model(seed: int = 0, **settings) -> PrototypicalNetwork:
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_they_are_those_of_the_model_and_are_computed_once(folder, monkeypatch, flip):
-    system = model(flip=flip)
+@pytest.mark.parametrize("shift", [0, 2])
+def test_they_are_those_of_the_model_and_are_computed_once(folder, monkeypatch, flip, shift):
+    system = model(flip=flip, shift=shift)
     expected = encode_all(system, images().images)
     torch.testing.assert_close(split_features(system, images()), expected)
-    assert len(list(folder.iterdir())) == 1 + flip
+    assert len(list(folder.iterdir())) == (1 + flip) * (5 if shift else 1)
 
     def computed(self, x):
         raise AssertionError("the backbone was asked again")
 
     monkeypatch.setattr(Encoder, "raw", computed)
-    again = model(flip=flip)
+    again = model(flip=flip, shift=shift)
     torch.testing.assert_close(split_features(again, images()), expected)
     assert again.training  # modes are as before
 
@@ -54,11 +56,12 @@ def test_what_they_depend_on(folder):
     assert len(list(folder.iterdir())) == 1
     raw_features(model(1).encoder, images(), device)  # other weights
     raw_features(model().encoder, images(1), device)  # other pixels
-    raw_features(model().encoder, images(), device, mirrored=True)
+    raw_features(model().encoder, images(), device, View(mirrored=True))
+    raw_features(model().encoder, images(), device, View(down=2))
     other = model().encoder
     other.mean += 0.1
     raw_features(other, images(), device)
-    assert len(list(folder.iterdir())) == 5
+    assert len(list(folder.iterdir())) == 6
 
 
 def test_an_encoder_that_may_change_keeps_nothing(folder):
@@ -118,3 +121,27 @@ def test_enlarging_what_cannot_be_is_refused():
     for factor in (0.9, 9, float("nan")):
         with pytest.raises(UserError, match="from 1 to 8"):
             model(enlarge=factor)
+
+
+def test_views():
+    x = torch.arange(1, 10.0).view(1, 1, 3, 3)
+    assert View(down=1, right=-1)(x).flatten().tolist() == [0, 0, 0, 2, 3, 0, 5, 6, 0]
+    assert View(True, down=-2)(x).flatten().tolist() == [9, 8, 7, 0, 0, 0, 0, 0, 0]
+    corners = {(a, b) for a in (-2, 2) for b in (-2, 2)}
+    assert [views(flip, shift)[0] for flip in (0, 1) for shift in (0, 2)] == [View()] * 4
+    assert {(v.down, v.right) for v in views(False, 2)} == corners | {(0, 0)}
+    assert len(set(views(True, 2))) == len(views(True, 2)) == 10
+
+
+def test_features_are_means_over_the_views():
+    encoder = model(flip=True, shift=2).encoder.eval()
+    x = images().images
+    alone = [model(flip=False).encoder.eval()(view(x)) for view in views(True, 2)]
+    torch.testing.assert_close(encoder(x), torch.stack(alone).mean(0))
+    torch.testing.assert_close(encoder.train()(x), model().encoder.train()(x))
+
+
+@pytest.mark.parametrize("shift", [-1, 16])
+def test_a_shift_that_leaves_nothing_is_refused(shift):
+    with pytest.raises(UserError, match=f"features.shift is {shift}"):
+        model(shift=shift)

@@ -14,6 +14,7 @@ from pyro_vsm.encoder import Encoder
 from pyro_vsm.errors import UserError
 from pyro_vsm.fewshot import FewShotModel, split_episode
 from pyro_vsm.precision import full_precision
+from pyro_vsm.views import PLAIN
 
 Weights = dict[str, Tensor]
 
@@ -172,9 +173,8 @@ class MAML(FewShotModel):
         """``[B, N]`` of pixels ``[B, P]`` of one task, normalised by the moments of the first so many images."""
         e = self.encoder
         images = pixels.unflatten(1, (e.backbone.channels, e.backbone.image_size, e.backbone.image_size))
-        h = self._features(weights, images, first)
-        if e.flip and not self.training:
-            h = (h + self._features(weights, images.flip(-1), first)) / 2
+        views = [PLAIN] if self.training else e.views
+        h = torch.stack([self._features(weights, view(images), first) for view in views]).mean(0)
         with full_precision(h):
             return F.linear(h, weights["head.weight"], weights["head.bias"])
 
