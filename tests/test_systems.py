@@ -299,6 +299,11 @@ def check_round_trip(path: Path) -> None:
     ("variant", "settings", "message"),
     [
         ("maml", {"training.freeze": True, "training.init": "x"}, "maml adapts its encoder"),
+        (
+            "maml",
+            {"features.enlarge": 1.5, "model.backbone": {"class_path": "conv4", "init_args": {"pool": "average"}}},
+            "leave features.enlarge at 1",
+        ),
         ("rfs", {"training.freeze": True, "training.init": "x"}, "rfs trains its encoder; leave training.freeze off"),
         ("classifier", {"training.freeze": True, "training.init": "x"}, "classifier trains its encoder"),
         ("vsm", {"model.likelihood": "generative", "model.posterior_z": "deterministic"}, "not Delta; choose"),
