@@ -155,7 +155,7 @@ def train_system(
         log(f"Stopped {name} at step {outcome.step} of {t.steps}.")
         return None
     if t.calibrate:
-        fitted, meta = load_model(run.model_path)
+        fitted, meta = load_model(run.model_path, device=str(trainer.device))
         if not meta.get("calibrated"):  # by a run that was stopped after this
             calibrate(fitted, data.validation, config)
             kept = {"step": outcome.step, "validation_accuracy": outcome.best_accuracy, "calibrated": True}
