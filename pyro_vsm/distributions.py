@@ -96,12 +96,11 @@ class GaussianMixture(TorchDistribution):
         precision = self.scale.square().reciprocal()
         constant = -self.scale.log().sum(-1) - 0.5 * value.shape[-1] * LOG_2PI
         if self.shared:
-            # |v - mu|^2 expanded around the mean component: small numbers, so float32 keeps its digits
-            centre = self.loc.mean(0)
-            v, mu = value - centre, self.loc - centre
+            # |v - mu|^2 expanded, as matrix products; narrow components far apart would leave float32 no digit
+            v, mu, p = value.double(), self.loc.double(), precision.double()
             with full_precision(v):
-                cross = v.square() @ precision.T - 2 * (v @ (precision * mu).T)
-            square = cross + (precision * mu.square()).sum(-1)
+                cross = v.square() @ p.T - 2 * (v @ (p * mu).T)
+            square = (cross + (p * mu.square()).sum(-1)).to(value.dtype)
         else:
             square = ((value.unsqueeze(-2) - self.loc).square() * precision).sum(-1)
         return constant - 0.5 * square

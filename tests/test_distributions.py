@@ -31,6 +31,21 @@ def test_mixture_density_is_torchs(shared):
     torch.testing.assert_close(q.variance, reference.variance)
 
 
+def test_mixture_density_of_narrow_components_far_apart():
+    # expanded squares in float32 would be wrong by thousands of nats here, and the KL between two of them negative
+    torch.manual_seed(0)
+    loc, scale = 100 * torch.randn(6, 32), torch.logspace(-2.5, 0.5, 32).expand(6, 32).clone()
+    logits, address = torch.randn(4, 6), torch.tensor([0, 2, 5, 1])
+    value = (loc[address] + scale[address] * torch.randn(4, 32)).requires_grad_()
+    exact = GaussianMixture(*(t.double() for t in (logits, loc.unsqueeze(0).expand(4, -1, -1), scale.expand(4, 6, 32))))
+    wanted = exact.log_prob(value.double())
+    (gradient,) = torch.autograd.grad(wanted.sum(), value)
+    found = GaussianMixture(logits, loc, scale).log_prob(value)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), value)[0], gradient, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_mixture_samples_have_its_moments(shared):
     q = mixture(shared)
