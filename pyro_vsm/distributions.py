@@ -96,10 +96,10 @@ class GaussianMixture(TorchDistribution):
         precision = self.scale.square().reciprocal()
         constant = -self.scale.log().sum(-1) - 0.5 * value.shape[-1] * LOG_2PI
         if self.shared:
-            # |v - mu|^2 expanded, as matrix products; narrow components far apart would leave float32 no digit
+            # |v - mu|^2 expanded, one matrix product; narrow components far apart would leave float32 no digit
             v, mu, p = value.double(), self.loc.double(), precision.double()
             with full_precision(v):
-                cross = v.square() @ p.T - 2 * (v @ (p * mu).T)
+                cross = torch.cat([v.square(), v], -1) @ torch.cat([p, -2 * p * mu], -1).T
             square = (cross + (p * mu.square()).sum(-1)).to(value.dtype)
         else:
             square = ((value.unsqueeze(-2) - self.loc).square() * precision).sum(-1)
