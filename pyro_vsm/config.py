@@ -47,7 +47,7 @@ class ModelConfig:
         posterior_m: mixture, moment_matched, relaxed.
         posterior_z: amortised, conjugate, deterministic.
         likelihood: euclidean, cosine, gaussian, generative.
-        memory_use: latent, rote, transformed, off, shuffled.
+        memory_use: latent, rote, transformed, moments, off, shuffled.
         memory_update: attention, mean, none.
         capacity: entries of the memory; 0 for one a training class.
         alpha: share of the old entry that consolidation keeps, in [0, 1).

@@ -18,8 +18,10 @@ class MemoryUse(nn.Module, ABC):
         latent: m is sampled from p(m|M) and q(m|M,S); :meth:`forward` is not called.
         closed: the memory is recalled as if it were empty.
         shuffled: what is read out belongs to another entry than the one addressed (a control).
+        addressed: which entries resemble the support features matters.
     """
 
+    addressed = True
     latent = False
     closed = False
     shuffled = False
@@ -56,6 +58,21 @@ class Transformed(Rote):
     def forward(self, task: Task) -> Tensor:
         """See the interface."""
         return self.net(super().forward(task)).to(task.support.dtype)
+
+
+@MEMORY_USES.register("moments")
+class Moments(Rote):
+    """``m`` is the mean of all entries: no single one is read, and the memory acts by its moments alone.
+
+    With the prior ``empirical_bayes``, ``p(z|M) = N(mu_0, a B + b)``; with ``conjugate`` and ``generative`` everything is
+    exact then, and nothing sampled.
+    """
+
+    addressed = False
+
+    def forward(self, task: Task) -> Tensor:
+        """See the interface."""
+        return task.recall.mean_variance()[1].unsqueeze(1).expand_as(task.prototype).to(task.support.dtype)
 
 
 @MEMORY_USES.register("latent")

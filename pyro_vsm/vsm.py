@@ -73,7 +73,7 @@ class VSM(FewShotModel):
         encoder: images to features.
         capacity: entries of the memory.
         prior_m, prior_z, posterior_m, posterior_z, likelihood: the factors (:mod:`pyro_vsm.model`).
-        memory_use: ``latent``, ``rote``, ``transformed``, ``off``, ``shuffled``.
+        memory_use: ``latent``, ``rote``, ``transformed``, ``moments``, ``off``, ``shuffled``.
         memory_update: ``attention``, ``mean``, ``none``.
         alpha, address_dim, top_k, within_rank, retrieve: see :class:`~pyro_vsm.memory.SemanticMemory`.
         objective: ``elbo`` or ``importance_weighted``.
@@ -129,6 +129,9 @@ class VSM(FewShotModel):
             shuffled=use.shuffled,
         )
         self.memory.requires_grad_(not use.closed)  # nothing of a closed memory is ever read
+        if not use.addressed:
+            self.memory.key.requires_grad_(False)
+            self.memory.query.requires_grad_(False)
         self.program = VSMProgram(
             PRIORS_M.build(prior_m, dim, trusted=trusted),
             PRIORS_Z.build(prior_z, dim, trusted=trusted),

@@ -37,7 +37,9 @@ def test_mixture_density_of_narrow_components_far_apart():
     loc, scale = 100 * torch.randn(6, 32), torch.logspace(-2.5, 0.5, 32).expand(6, 32).clone()
     logits, address = torch.randn(4, 6), torch.tensor([0, 2, 5, 1])
     value = (loc[address] + scale[address] * torch.randn(4, 32)).requires_grad_()
-    exact = GaussianMixture(*(t.double() for t in (logits, loc.unsqueeze(0).expand(4, -1, -1), scale.expand(4, 6, 32))))
+    exact = GaussianMixture(
+        *(t.double() for t in (logits, loc.unsqueeze(0).expand(4, -1, -1), scale.expand(4, 6, 32)))
+    )
     wanted = exact.log_prob(value.double())
     (gradient,) = torch.autograd.grad(wanted.sum(), value)
     found = GaussianMixture(logits, loc, scale).log_prob(value)

@@ -232,7 +232,7 @@ PARTS = {
     "posterior_m": ["mixture", "moment_matched", "relaxed"],
     "posterior_z": ["amortised", "conjugate", "deterministic"],
     "likelihood": ["euclidean", "cosine", "gaussian"],
-    "memory_use": ["latent", "rote", "transformed", "off", "shuffled"],
+    "memory_use": ["latent", "rote", "transformed", "moments", "off", "shuffled"],
     "memory_update": ["attention", "mean", "none"],
     "objective": ["elbo", "importance_weighted"],
     "capacity": st.integers(0, 6), "address_dim": st.integers(1, 5), "top_k": st.integers(0, 3),

@@ -41,7 +41,7 @@ VARIANTS = {
     "versa": {},
     "vpn": {},
     "vsm": {},
-    **{f"vsm {use}": {"model.memory_use": use} for use in ("rote", "transformed", "off", "shuffled")},
+    **{f"vsm {use}": {"model.memory_use": use} for use in ("rote", "transformed", "moments", "off", "shuffled")},
     "vsm mean": {"model.memory_update": "mean"},
     "vsm generative": {f"model.{k}": v for k, v in GENERATIVE.items()},
 }

@@ -236,7 +236,7 @@ def by_hand(vsm, given: Task, m: Tensor) -> Tensor:
     return (2 * program.likelihood.tau() * density / scale[..., None, None]).softmax(-1)
 
 
-@pytest.mark.parametrize("use", ["rote", "transformed", "off"])
+@pytest.mark.parametrize("use", ["rote", "transformed", "moments", "off"])
 def test_prediction_with_the_conjugate_posterior_is_bayes_rule(use):
     """The formula of the closed form, from the entries of the memory to the probabilities."""
     made, (support, query) = model(use), data()

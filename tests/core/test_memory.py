@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from pyro_vsm.errors import UserError
 from pyro_vsm.memory import SemanticMemory
 from pyro_vsm.memory_updates import MEMORY_UPDATES, AttentionUpdate, MeanUpdate
-from pyro_vsm.memory_uses import MEMORY_USES, Rote, Transformed
+from pyro_vsm.memory_uses import MEMORY_USES, Moments, Rote, Transformed
 
 from .contract import MemoryUpdateContract, MemoryUseContract, name_of, uncovered
 from .small import memory, randomise, task, vsm
@@ -21,7 +21,7 @@ UPDATES = [
     "mean",
     "none",
 ]
-USES = ["latent", "rote", "transformed", "off", "shuffled"]
+USES = ["latent", "rote", "transformed", "moments", "off", "shuffled"]
 BUFFERS = ["entries", "variances", "counts", "classes", "written", "step"]
 
 
@@ -39,7 +39,7 @@ class TestMemoryUpdate(MemoryUpdateContract):
 class TestMemoryUse(MemoryUseContract):
     def untrained(self, spec):
         # nothing of a closed memory is read, and a layer whose input m is 0 has no gradient in its weight
-        return {"memory", "program.prior_z.net.trunk.0.weight"} if spec == "off" else set()
+        return {"off": {"memory", "program.prior_z.net.trunk.0.weight"}}.get(spec, set())
 
 
 def state(m: SemanticMemory) -> dict[str, torch.Tensor]:
@@ -378,6 +378,13 @@ def test_rote_and_transformed():
     torch.testing.assert_close(Rote(4)(given), read)
     transformed = Transformed(4)
     torch.testing.assert_close(transformed(given), transformed.net(read))
+
+
+def test_moments_read_no_single_entry():
+    given = task(4, 5)
+    allowed = given.recall.allowed.expand(len(given.support), -1)
+    wanted = torch.stack([given.recall.entries[rows].mean(0) for rows in allowed])
+    torch.testing.assert_close(Moments(4)(given), wanted.unsqueeze(1).expand(-1, given.support.shape[1], -1))
 
 
 # --- learning, evaluation, files ------------------------------------------------------------------------------
