@@ -64,8 +64,8 @@ class Transformed(Rote):
 class Moments(Rote):
     """``m`` is the mean of all entries: no single one is read, and the memory acts by its moments alone.
 
-    With the prior ``empirical_bayes``, ``p(z|M) = N(mu_0, a B + b)``; with ``conjugate`` and ``generative`` everything is
-    exact then, and nothing sampled.
+    With the prior ``empirical_bayes``, ``p(z|M) = N(mu_0, a B + b)``; with ``conjugate`` and ``generative``, too,
+    everything is exact and nothing sampled.
     """
 
     addressed = False
