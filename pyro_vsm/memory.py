@@ -202,11 +202,12 @@ class SemanticMemory(nn.Module):
             slots, nodes = classes.reshape(-1), features.to(self.entries.dtype).reshape(-1, D)  # [S], [S*R, D]
             same = slots.unsqueeze(-1) == slots  # [S, S]
             member = same.repeat_interleave(R, 1)  # [S, S*R] node i shows the class of slot s
-            share = member.to(nodes.dtype)
-            number = share.sum(-1)
-            mean = share @ nodes / number.unsqueeze(-1)
-            gap = nodes - mean.repeat_interleave(R, 0)  # node i stands in slot i // R
-            variance = share @ gap.square() / (number - 1).clamp_min(1.0).unsqueeze(-1)
+            share = same.to(nodes.dtype)
+            number = R * share.sum(-1)
+            mean = share @ nodes.view(-1, R, D).sum(1) / number.unsqueeze(-1)
+            gap = nodes.view(-1, R, D) - mean.unsqueeze(1)  # node i stands in slot i // R
+            variance = share @ gap.square().sum(1) / (number - 1).clamp_min(1.0).unsqueeze(-1)
+            gap = gap.flatten(0, 1)
 
             rows, known, first = rows_of(slots, self.classes[: self.capacity], self.written[: self.capacity])
             count = number + torch.where(known, self.counts[rows], 0.0)

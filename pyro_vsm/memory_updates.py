@@ -89,10 +89,11 @@ class AttentionUpdate(MemoryUpdate):
 
     def forward(self, entry: Tensor, nodes: Tensor, member: Tensor) -> Tensor:
         """See the interface."""
-        w_entry, w_node = self.w.chunk(2)
-        from_entry = self.U(entry) @ w_entry  # [S]
-        e = F.leaky_relu(from_entry.unsqueeze(-1) + self.U(nodes) @ w_node)  # [S, J]
+        # w^T U first: then no feature has to be projected
+        w_entry, w_node = self.w.view(2, -1) @ self.U.weight  # [D] each
+        from_entry = entry @ w_entry  # [S]
+        e = F.leaky_relu(from_entry.unsqueeze(-1) + nodes @ w_node)  # [S, J]
         e = e.masked_fill(~member, float("-inf"))
-        e_self = F.leaky_relu(from_entry + self.U(entry) @ w_node)  # [S]
+        e_self = F.leaky_relu(from_entry + entry @ w_node)  # [S]
         beta = torch.cat([e_self.unsqueeze(-1), e], -1).softmax(-1)
         return self.act(beta[:, :1] * self.V(entry) + beta[:, 1:] @ self.V(nodes))
