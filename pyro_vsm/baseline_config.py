@@ -23,6 +23,9 @@ class ClassifierConfig:
         teacher: a trained classifier (run folder or file) that is distilled.
         distillation: weight of the teacher's part of the loss, in [0, 1].
         temperature: of the teacher's probabilities.
+        mix: none, or what is done to images and labels: mixup or cutmix; see :func:`~pyro_vsm.mixing.mixed`.
+        mix_alpha: of the Beta distribution of the shares.
+        mix_share: fraction of the images that are mixed, in [0, 1].
     """
 
     batch: int = 64
@@ -34,8 +37,16 @@ class ClassifierConfig:
     teacher: Optional[str] = None  # noqa: UP045
     distillation: float = 0.5
     temperature: float = 4.0
+    mix: Literal["none", "mixup", "cutmix"] = "none"
+    mix_alpha: float = 1.0
+    mix_share: float = 0.5
 
     def __post_init__(self) -> None:
+        if self.mix not in ("none", "mixup", "cutmix") or not self.mix_alpha > 0 or not 0 <= self.mix_share <= 1:
+            raise UserError(
+                f"classifier: mix={self.mix!r}, mix_alpha={self.mix_alpha}, mix_share={self.mix_share}; "
+                "give none, mixup or cutmix, a number above 0 and a fraction in [0, 1]"
+            )
         if self.batch < 1 or self.rotations < 0 or self.rotation_weight < 0 or not self.tau > 0:
             raise UserError(
                 f"classifier: batch={self.batch}, rotations={self.rotations}, tau={self.tau}, "

@@ -15,6 +15,7 @@ from pyro_vsm.encoder import Encoder
 from pyro_vsm.errors import UserError
 from pyro_vsm.feeds import Feed, ImageFeed
 from pyro_vsm.fewshot import split_episode
+from pyro_vsm.mixing import mixed, soft_targets
 from pyro_vsm.networks import Positive
 from pyro_vsm.precision import full_precision
 
@@ -43,7 +44,7 @@ class Classifier(PrototypicalNetwork):
 
     New classes are told by the nearest mean feature, so that validation is by episodes as for every system.
     Sources: Tian et al. 2020 (classification, distillation); Gidaris et al. 2019 (rotation); Rajasegaran et al. 2020
-    (every rotated copy is classified, too).
+    (every rotated copy is classified, too). Mixed images (``classifier.mix``) are mixed before they are turned.
 
     Args:
         encoder: images to features.
@@ -94,12 +95,17 @@ class Classifier(PrototypicalNetwork):
             progress: see :meth:`FewShotModel.forward`; without effect.
         """
         c = self.config
+        targets = labels
+        if c.mix != "none":
+            images, other, lam = mixed(images, c.mix, c.mix_alpha, c.mix_share)
+            targets = soft_targets(labels, other, lam, self.class_count)
         copies, angles = rotated(images, c.rotations) if self.rotation_head is not None else (images, None)
-        copies, targets = copies.contiguous(memory_format=torch.channels_last), labels.repeat(1 + c.rotations)
-        targets = targets[: len(copies)]
+        copies = copies.contiguous(memory_format=torch.channels_last)
+        times = len(copies) // len(images)
+        labels, targets = labels.repeat(times), targets.repeat(times, *[1] * (targets.dim() - 1))
         logits, h = self.logits_of(copies)
         loss = F.cross_entropy(logits, targets, label_smoothing=c.smoothing)
-        terms = {"cross_entropy": loss.detach(), "accuracy": (logits.argmax(-1) == targets).float().mean()}
+        terms = {"cross_entropy": loss.detach(), "accuracy": (logits.argmax(-1) == labels).float().mean()}
         if self._teacher:
             with torch.no_grad():
                 taught = self._teacher[0].logits_of(copies)[0]

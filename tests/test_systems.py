@@ -32,6 +32,7 @@ GENERATIVE = {"prior_z": "empirical_bayes", "posterior_z": "conjugate", "likelih
 VARIANTS = {
     "classifier": {},
     "classifier cosine": {"classifier.head": "cosine"},
+    "classifier cutmix": {"classifier.mix": "cutmix"},
     "maml": {},
     "maml transductive": {"maml.batch_norm": "transductive"},
     "maml per_way": {"maml.head": "per_way"},
@@ -53,6 +54,7 @@ TOGETHER = ("maml transductive",)  # queries are normalised by the moments of al
 UNTRAINED = {
     "classifier": ("tau",),
     "classifier cosine": ("tau",),
+    "classifier cutmix": ("tau",),
     "rfs": ("tau",),
     "vsm off": ("program.prior_z.net.trunk.0.weight",),
 }
