@@ -13,9 +13,9 @@ from torch import Tensor
 def mixed(images: Tensor, kind: str, alpha: float, share: float) -> tuple[Tensor, Tensor, Tensor]:
     """Mix each image with the next one of the batch.
 
-    ``mixup``: ``lam x_i + (1 - lam) x_j``, ``lam ~ Beta(alpha, alpha)`` (Zhang et al. 2018). ``cutmix``: a rectangle of
-    area ``1 - lam``, of the image's proportions and centred anywhere, is cut out of x_j into x_i; lam is then what is
-    left of x_i (Yun et al. 2019).
+    ``mixup``: ``lam x_i + (1 - lam) x_j``, ``lam ~ Beta(alpha, alpha)`` (Zhang et al. 2018). ``cutmix``: a rectangle
+    of area ``1 - lam``, of the image's proportions and centred anywhere, is cut out of x_j into x_i; lam is then what
+    is left of x_i (Yun et al. 2019).
 
     Args:
         images: ``[B, C, H, W]``, in random order.
