@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from pyro_vsm import parallel
 
+_WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Whole numbers of so many bytes."""
+
 _COUNTS = ("good", "skipped", "row", "began")
 BUFFERS = "memory or batch statistics"
 """What is named where everything but the model's buffers was finite."""
@@ -67,6 +70,7 @@ class StepGuard:
         self._buffers: list[Tensor] | None = None
         self._floats: list[Tensor] = []
         self._kept: list[Tensor] = []
+        self._bits: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
 
     def set_step(self, step: int) -> None:
         """The number of the step to come, from 1; apart from the step, which may be captured in a graph."""
@@ -79,6 +83,11 @@ class StepGuard:
             self._buffers = list(self.model.buffers())
             self._floats = [b for b in self._buffers if b.is_floating_point() and b.numel()]
             self._kept = [torch.empty_like(b) for b in self._buffers]
+            for buffer, kept in zip(self._buffers, self._kept):
+                whole = _WHOLE[buffer.element_size()]
+                both = self._bits.setdefault(whole, ([], []))
+                both[0].append(buffer.view(whole))
+                both[1].append(kept.view(whole))
         if self._buffers:
             torch._foreach_copy_(self._kept, self._buffers)
 
@@ -117,8 +126,11 @@ class StepGuard:
                 spoiled = parallel.average(spoiled.float()) > 0
         now = torch.cat([self._now, spoiled & ~self._now.any()])
         bad = now.any()
-        for buffer, kept in zip(self._buffers or (), self._kept):
-            buffer.copy_(torch.where(bad, kept, buffer))
+        for whole, (buffers, kept) in self._bits.items():
+            # good now + bad kept, of bits: a NaN would stay one under any weight; three kernels for all buffers
+            torch._foreach_mul_(buffers, (~bad).to(whole))
+            torch._foreach_mul_(kept, bad.to(whole))
+            torch._foreach_add_(buffers, kept)
         one = bad.float()
         row = (self.counts[2] + 1) * one
         first = row == 1
