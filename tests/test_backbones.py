@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyro_vsm.backbones import BACKBONES, Conv4, layers
+from pyro_vsm.backbones import BACKBONES, Conv4
 from pyro_vsm.encoder import Encoder
 from pyro_vsm.errors import UserError
 
@@ -159,58 +159,3 @@ def test_mixed_precision_and_compilation_leave_evaluation_on_the_cpu_alone():
     plain, other = encoder(), encoder(amp=True, compiled=True)
     other.load_state_dict(plain.state_dict())
     assert torch.equal(plain(images), other(images))
-
-
-@pytest.mark.parametrize("size", [2, 5, 8, 21])
-def test_maximum_over_pairs_is_max_pooling(size):
-    x = torch.randn(3, 4, size, size + 1, dtype=torch.float64, requires_grad=True)
-    found, expected = layers.pair_max(x), torch.nn.functional.max_pool2d(x, 2)
-    assert torch.equal(found, expected)
-    weights = torch.randn_like(expected)
-    (slope,) = torch.autograd.grad((found * weights).sum(), x)
-    assert torch.equal(slope, *torch.autograd.grad((expected * weights).sum(), x))
-
-
-def test_equal_maxima_share_the_gradient():
-    x = torch.tensor([[[[1.0, 1.0], [0.0, 1.0]]]], requires_grad=True)
-    (slope,) = torch.autograd.grad(layers.pair_max(x).sum(), x)
-    torch.testing.assert_close(slope, torch.tensor([[[[1.0, 1.0], [0.0, 1.0]]]]) / 3)
-
-
-def test_maximum_over_pairs_keeps_what_is_not_a_number():
-    x = torch.zeros(1, 1, 2, 4)
-    x[..., 1, 3] = float("nan")
-    assert layers.pair_max(x).isnan().flatten().tolist() == [False, True]
-
-
-@pytest.mark.parametrize(("channels", "kernel"), [(1, 3), (3, 3), (3, 1), (4, 5)])
-@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
-def test_product_of_shifted_images_is_the_convolution(channels, kernel, order):
-    torch.manual_seed(0)
-    conv = layers.PixelConv(channels, 6, kernel).double()
-    x = torch.randn(2, channels, 7, 9, dtype=torch.float64).contiguous(memory_format=order).requires_grad_()
-    found, expected = layers.pixel_product(x, conv.weight), conv(x)
-    torch.testing.assert_close(found, expected)
-    weights = torch.randn_like(expected)
-    slopes = torch.autograd.grad((found * weights).sum(), (x, conv.weight))
-    torch.testing.assert_close(slopes, torch.autograd.grad((expected * weights).sum(), (x, conv.weight)))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="the layers differ on CUDA alone")
-@pytest.mark.parametrize("name", ["conv4", "resnet12_half"])
-def test_compiled_layers_agree_with_torch_s_own(name):
-    torch.manual_seed(0)
-    backbone = BACKBONES.build(name, 3, 84).cuda().to(memory_format=torch.channels_last)
-    x = torch.randn(16, 3, 84, 84, device="cuda").contiguous(memory_format=torch.channels_last)
-
-    def run() -> tuple[torch.Tensor, ...]:
-        torch.compiler.reset()
-        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-            h = torch.compile(backbone, dynamic=False)(x)
-        return h, *torch.autograd.grad(h.float().square().sum(), list(backbone.parameters()))
-
-    found = run()
-    with layers.torch_layers():
-        expected = run()
-    for a, b in zip(found, expected):
-        assert (a - b).norm() < 0.05 * b.norm()

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vsm.backbones.base import BACKBONES, Backbone
-from pyro_vsm.backbones.layers import MaxPool, PixelConv
 from pyro_vsm.errors import UserError
 
 
@@ -63,7 +62,7 @@ class Conv4(Backbone):
             raise UserError(f"conv4: images of {image_size} pixels are too small; give at least 16")
         if not isinstance(width, int) or width < 1:
             raise UserError(f"conv4: width is {width!r}; give a whole number of channels from 1 on")
-        blocks = [self._block(channels if i == 0 else width, width, i == 0) for i in range(4)]
+        blocks = [self._block(channels if i == 0 else width, width) for i in range(4)]
         if average:
             blocks[-1][-1] = nn.AdaptiveAvgPool2d(grid)
         self.blocks = nn.Sequential(*blocks, nn.Flatten())
@@ -71,13 +70,12 @@ class Conv4(Backbone):
         self.any_size = average
 
     @staticmethod
-    def _block(inputs: int, outputs: int, first: bool) -> Block:
-        conv = PixelConv(inputs, outputs, 3) if first else nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    def _block(inputs: int, outputs: int) -> Block:
         return Block(
-            conv,
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
             nn.ReLU(inplace=True),
-            MaxPool(),
+            nn.MaxPool2d(2),
         )
 
     def forward(self, images: Tensor) -> Tensor:

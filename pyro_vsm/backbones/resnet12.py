@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vsm.backbones.base import BACKBONES, Backbone
-from pyro_vsm.backbones.layers import MaxPool, PixelConv
 from pyro_vsm.errors import UserError
 
 
@@ -45,16 +44,10 @@ class DropBlock(nn.Module):
 class ResidualBlock(nn.Module):
     """Three 3x3 convolutions with a projected shortcut, LeakyReLU(0.1), 2x2 max pooling, optional DropBlock."""
 
-    def __init__(self, inputs: int, outputs: int, drop: float = 0.0, *, first: bool = False):
+    def __init__(self, inputs: int, outputs: int, drop: float = 0.0):
         super().__init__()
-
-        def conv(size: int) -> nn.Conv2d:
-            if first:
-                return PixelConv(inputs, outputs, size)
-            return nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
-
         self.main = nn.Sequential(
-            conv(3),
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
             nn.LeakyReLU(0.1, inplace=True),
             nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
@@ -63,8 +56,8 @@ class ResidualBlock(nn.Module):
             nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
         )
-        self.shortcut = nn.Sequential(conv(1), nn.BatchNorm2d(outputs))
-        self.tail = nn.Sequential(nn.LeakyReLU(0.1, inplace=True), MaxPool(), DropBlock(drop))
+        self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+        self.tail = nn.Sequential(nn.LeakyReLU(0.1, inplace=True), nn.MaxPool2d(2), DropBlock(drop))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, outputs, H // 2, W // 2]``."""
@@ -95,7 +88,7 @@ class ResNet12(Backbone):
             raise UserError(f"resnet12: widths are {list(widths)}; give four whole numbers from 1 on")
         sizes = [channels, *widths]
         self.blocks = nn.Sequential(
-            *(ResidualBlock(a, b, drop if i >= 2 else 0.0, first=i == 0) for i, (a, b) in enumerate(pairwise(sizes)))
+            *(ResidualBlock(a, b, drop if i >= 2 else 0.0) for i, (a, b) in enumerate(pairwise(sizes)))
         )
         self.dim, self.any_size = widths[-1], True
         for module in self.modules():

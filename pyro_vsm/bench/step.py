@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vsm import parallel
-from pyro_vsm.backbones.layers import torch_layers
 from pyro_vsm.bench.timing import Timing, peak_megabytes, reset_memory, rounds, timed
 from pyro_vsm.config import Config, ModelConfig
 from pyro_vsm.data import Splits
@@ -25,9 +24,6 @@ from pyro_vsm.systems import ImageSpec, build_model
 from pyro_vsm.training import Trainer, pick_device
 
 Row = dict[str, Any]
-
-PLAIN_FLOOR = "backbone alone, torch's layers"
-"""The same network as anyone would compile it; ``ratio_torch`` is relative to it."""
 
 
 @dataclass
@@ -229,11 +225,6 @@ def run(c: StepConfig, log: Callable[[str], None] = print) -> tuple[list[Row], d
             if not rows:
                 lowest = floor(c, trainer)
                 rows.append(_row("backbone alone", lowest, lowest, c))
-                if c.compile and device.type == "cuda":  # there the layers of this package differ from torch's
-                    with torch_layers():
-                        torch.compiler.reset()
-                        rows.append(_row(PLAIN_FLOOR, floor(c, trainer), lowest, c))
-                    torch.compiler.reset()
                 started = time.perf_counter()
             for _ in range(8):
                 trainer._advance()
@@ -256,10 +247,6 @@ def run(c: StepConfig, log: Callable[[str], None] = print) -> tuple[list[Row], d
                 trainer._graph = None
                 parts[system] = breakdown(c, trainer)
             del trainer
-    plain = next((r["ms"] for r in rows if r["step"] == PLAIN_FLOOR), None)
-    if plain:
-        for row in rows:
-            row["ratio_torch"] = round(row["ms"] / plain, 4)
     return rows, parts
 
 
