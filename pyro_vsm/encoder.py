@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyro_vsm.backbones import Backbone
 from pyro_vsm.errors import UserError
 from pyro_vsm.feature_map import FeatureMap
-from pyro_vsm.views import PLAIN, views
+from pyro_vsm.views import PLAIN, View, views
 
 
 class Encoder(nn.Module):
@@ -24,12 +23,12 @@ class Encoder(nn.Module):
         compiled: run the backbone through ``torch.compile`` while training.
         feature_map: what is done to the backbone's output; by default it is scaled to unit RMS.
         flip, shift: in evaluation, the features of these views are averaged (:func:`~pyro_vsm.views.views`).
-        enlarge: in evaluation, images are enlarged by this factor before the backbone.
+        enlarge: in evaluation, images are enlarged by this factor before the backbone, or by each of several.
         cached: the backbone is frozen, and its outputs may be kept (:mod:`pyro_vsm.feature_cache`).
 
     Raises:
-        UserError: mean and std do not have one number a channel; an ``enlarge`` below 1, or above 1 for a backbone
-            that takes images of one size.
+        UserError: mean and std do not have one number a channel; ``enlarge`` is not from 1 to 8, or is above 1 for a
+            backbone that takes images of one size.
     """
 
     mean: Tensor
@@ -46,7 +45,7 @@ class Encoder(nn.Module):
         feature_map: FeatureMap | None = None,
         flip: bool = False,
         shift: int = 0,
-        enlarge: float = 1.0,
+        enlarge: float | Sequence[float] = 1.0,
         cached: bool = False,
     ):
         super().__init__()
@@ -55,17 +54,15 @@ class Encoder(nn.Module):
                 f"encoder: {len(mean)} means and {len(std)} deviations for {backbone.channels} channels; "
                 "give one each"
             )
-        if not 1 <= enlarge <= 8:
-            raise UserError(f"features.enlarge is {enlarge}; give a factor from 1 to 8")
-        if enlarge > 1 and not backbone.any_size:
+        self.views = views(flip, shift, enlarge)
+        if any(v.enlarge > 1 for v in self.views) and not backbone.any_size:
             raise UserError(
                 f"features.enlarge is {enlarge}, but this backbone takes images of one size; leave it at 1, or "
                 "average the last map (conv4 with pool: average)"
             )
         self.backbone = backbone
         self.feature_map = FeatureMap(backbone.dim) if feature_map is None else feature_map
-        self.amp, self.compiled, self.cached, self.enlarge = amp, compiled, cached, enlarge
-        self.views = views(flip, shift)
+        self.amp, self.compiled, self.cached = amp, compiled, cached
         if max(abs(v.down) for v in self.views) >= backbone.image_size:
             raise UserError(f"features.shift is {shift}; give less than the {backbone.image_size} pixels of an image")
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
@@ -82,19 +79,19 @@ class Encoder(nn.Module):
         Raises:
             UserError: images of another shape than the backbone was made for.
         """
-        return self.features([self.raw(view(images)) for view in ([PLAIN] if self.training else self.views)])
+        return self.features([self.raw(images, view) for view in ([PLAIN] if self.training else self.views)])
 
     def features(self, raw: Sequence[Tensor]) -> Tensor:
         """Features ``[B, D]`` of the backbone's outputs for each view of the images, averaged over the views."""
         return torch.stack([self.feature_map(h) for h in raw]).mean(0) if len(raw) > 1 else self.feature_map(raw[0])
 
-    def raw(self, images: Tensor) -> Tensor:
-        """The backbone's output ``[B, D]`` (float32) of images ``[B, C, H, W]``, uint8 or float in [0, 1].
+    def raw(self, images: Tensor, view: View = PLAIN) -> Tensor:
+        """The backbone's output ``[B, D]`` (float32) of a view of images ``[B, C, H, W]``, uint8 or float in [0, 1].
 
         Raises:
             UserError: images of another shape than the backbone was made for.
         """
-        images = self.pixels(images)
+        images = view(self.pixels(images))
         # evaluation comes in other batch sizes, each of which would be compiled anew
         network = self._compiled() if self.compiled and self.training else self._network
         low = self.amp and images.is_cuda
@@ -103,7 +100,7 @@ class Encoder(nn.Module):
         return h.float()
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Float32 in [0, 1] of images ``[B, C, H, W]``, uint8 or float in [0, 1]; enlarged in evaluation.
+        """Float32 in [0, 1] of images ``[B, C, H, W]``, uint8 or float in [0, 1].
 
         Raises:
             UserError: images of another shape than the backbone was made for.
@@ -113,11 +110,7 @@ class Encoder(nn.Module):
             raise UserError(
                 f"images have shape {list(images.shape)}; this model takes [batch, {', '.join(map(str, wanted))}]"
             )
-        images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        if self.enlarge == 1 or self.training:
-            return images
-        size = round(self.enlarge * self.backbone.image_size)
-        return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+        return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
     def _network(self, images: Tensor) -> Tensor:
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)

@@ -80,7 +80,7 @@ def raw_features(encoder: Encoder, data: ClassImages, device: torch.device, view
         with torch.backends.cudnn.flags(allow_tf32=False, enabled=torch.backends.cudnn.enabled):
             for start in tqdm(starts, desc="features", unit="batch", dynamic_ncols=True, leave=False):
                 images = data.images[start : start + size].to(device)
-                parts.append(encoder.raw(view(images)))
+                parts.append(encoder.raw(images, view))
     finally:
         encoder.amp = amp
         encoder.train(mode)
@@ -92,7 +92,7 @@ def raw_features(encoder: Encoder, data: ClassImages, device: torch.device, view
 
 def _key(encoder: Encoder, data: ClassImages, view: View) -> str:
     """Hash of everything that the outputs depend on: layers, weights, normalisation and pixels."""
-    total = hashlib.sha256(f"{encoder.backbone} {encoder.enlarge} {view} {data.identity().sha256}".encode())
+    total = hashlib.sha256(f"{encoder.backbone} {view.enlarge} {view} {data.identity().sha256}".encode())
     for name, value in sorted({**encoder.backbone.state_dict(), "mean": encoder.mean, "std": encoder.std}.items()):
         total.update(
             name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Union
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ class FeatureConfig:
         shift: in evaluation, average also over the image moved by so many pixels towards its four corners; 0 is off.
             Each image is then encoded five times as often.
         enlarge: in evaluation, images are enlarged by this factor before the backbone, at least 1. A backbone trained
-            on random pieces has seen things larger than they are in whole images (Touvron et al. 2019).
+            on random pieces has seen things larger than they are in whole images (Touvron et al. 2019). Of several
+            factors, ``[1.0, 1.2]`` say, the features at all these sizes are averaged.
     """
 
     power: float = 1.0
@@ -32,7 +34,7 @@ class FeatureConfig:
     renormalise: bool = False
     flip: bool = False
     shift: int = 0
-    enlarge: float = 1.0
+    enlarge: Union[float, list[float]] = 1.0  # noqa: UP007  jsonargparse reads this form on Python 3.10
 
 
 def unit_rms(h: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ def maml(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) -> 
     """Model-agnostic meta-learning, of second order unless configured otherwise."""
     if config.training.freeze:
         raise UserError("maml adapts its encoder; leave training.freeze off")
-    if encoder.enlarge != 1:
+    if any(view.enlarge != 1 for view in encoder.views):
         raise UserError("maml adapts to images as large as those of its training; leave features.enlarge at 1")
     return MAML(encoder, config.maml, config.episodes.way)
 

@@ -115,10 +115,20 @@ def test_enlarged_images_in_evaluation_only(folder):
     torch.testing.assert_close(large.train()(x), plain.train()(x))
 
 
+def test_features_at_several_sizes_are_averaged(folder):
+    torch.manual_seed(0)
+    backbone = Conv4(1, 16, width=4, pool="average")
+    sizes = [Encoder(backbone, [0.5], [0.2], enlarge=f, flip=True).eval()(images().images) for f in (1.0, 1.5)]
+    both = Encoder(backbone, [0.5], [0.2], enlarge=[1.0, 1.5], flip=True, cached=True)
+    torch.testing.assert_close(both.eval()(images().images), (sizes[0] + sizes[1]) / 2)
+    torch.testing.assert_close(split_features(PrototypicalNetwork(both), images()), (sizes[0] + sizes[1]) / 2)
+    assert len(list(folder.iterdir())) == 4  # two sizes, each mirrored, too
+
+
 def test_enlarging_what_cannot_be_is_refused():
     with pytest.raises(UserError, match="takes images of one size"):
         model(enlarge=1.2)
-    for factor in (0.9, 9, float("nan")):
+    for factor in (0.9, 9, float("nan"), [], [1.0, 1.0], [1.0, 0.5]):
         with pytest.raises(UserError, match="from 1 to 8"):
             model(enlarge=factor)
 
@@ -126,6 +136,7 @@ def test_enlarging_what_cannot_be_is_refused():
 def test_views():
     x = torch.arange(1, 10.0).view(1, 1, 3, 3)
     assert View(down=1, right=-1)(x).flatten().tolist() == [0, 0, 0, 2, 3, 0, 5, 6, 0]
+    assert View(True, enlarge=2.0)(x).shape == (1, 1, 6, 6)
     assert View(True, down=-2)(x).flatten().tolist() == [9, 8, 7, 0, 0, 0, 0, 0, 0]
     corners = {(a, b) for a in (-2, 2) for b in (-2, 2)}
     assert [views(flip, shift)[0] for flip in (0, 1) for shift in (0, 2)] == [View()] * 4
