@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import Literal, Union
 
 from pyro_vsm.errors import UserError
 
@@ -20,7 +20,8 @@ class ClassifierConfig:
             head tells (self-supervision); 0 for none.
         rotation_weight: of that head's cross-entropy.
         smoothing: label smoothing, in [0, 1).
-        teacher: a trained classifier (run folder or file) that is distilled.
+        teacher: a trained classifier (run folder or file) that is distilled; of a list of several, the mean of their
+            probabilities.
         distillation: weight of the teacher's part of the loss, in [0, 1].
         temperature: of the teacher's probabilities.
         mix: none, or what is done to images and labels: mixup or cutmix; see :func:`~pyro_vsm.mixing.mixed`.
@@ -34,12 +35,17 @@ class ClassifierConfig:
     rotations: int = 1
     rotation_weight: float = 1.0
     smoothing: float = 0.0
-    teacher: Optional[str] = None  # noqa: UP045
+    teacher: Union[str, list[str], None] = None  # noqa: UP007
     distillation: float = 0.5
     temperature: float = 4.0
     mix: Literal["none", "mixup", "cutmix"] = "none"
     mix_alpha: float = 1.0
     mix_share: float = 0.5
+
+    @property
+    def teachers(self) -> list[str]:
+        """Of none, one or several teachers where they lie."""
+        return [self.teacher] if isinstance(self.teacher, str) else list(self.teacher or [])
 
     def __post_init__(self) -> None:
         if self.mix not in ("none", "mixup", "cutmix") or not self.mix_alpha > 0 or not 0 <= self.mix_share <= 1:

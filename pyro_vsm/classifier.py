@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import torch
 from torch import Tensor, nn
@@ -59,21 +59,23 @@ class Classifier(PrototypicalNetwork):
         cosine = config.head == "cosine"
         self.head = CosineHead(dim, classes, config.tau) if cosine else nn.Linear(dim, classes)
         self.rotation_head = nn.Linear(dim, 4) if config.rotations else None
-        self._teacher: list[Any] = []  # in a list: its weights are no part of this model
+        self._teachers: list[Classifier] = []  # in a list: their weights are no part of this model
 
     def feed(self, data: ClassImages, config: Config) -> Feed:
         """Batches of single images."""
-        if self.config.teacher:
-            from pyro_vsm.loading import load_model  # loading knows every system, this one included
-
-            teacher, _ = load_model(self.config.teacher, device=str(data.images.device))
-            if not isinstance(teacher, Classifier) or teacher.class_count != self.class_count:
-                raise UserError(
-                    f"classifier.teacher: {self.config.teacher} is no classifier of {self.class_count} classes; "
-                    "give one that was trained on the same data"
-                )
-            self._teacher = [teacher.eval().requires_grad_(False)]
+        self._teachers = [self._taught_by(path, str(data.images.device)) for path in self.config.teachers]
         return ImageFeed(data, config, self.config.batch)
+
+    def _taught_by(self, path: str, device: str) -> Classifier:
+        from pyro_vsm.loading import load_model  # loading knows every system, this one included
+
+        teacher, _ = load_model(path, device=device)
+        if not isinstance(teacher, Classifier) or teacher.class_count != self.class_count:
+            raise UserError(
+                f"classifier.teacher: {path} is no classifier of {self.class_count} classes; "
+                "give one that was trained on the same data"
+            )
+        return teacher.eval().requires_grad_(False)
 
     @property
     def class_count(self) -> int:
@@ -106,12 +108,13 @@ class Classifier(PrototypicalNetwork):
         logits, h = self.logits_of(copies)
         loss = F.cross_entropy(logits, targets, label_smoothing=c.smoothing)
         terms = {"cross_entropy": loss.detach(), "accuracy": (logits.argmax(-1) == labels).float().mean()}
-        if self._teacher:
+        if self._teachers:
             with torch.no_grad():
-                taught = self._teacher[0].logits_of(copies)[0]
+                answers = [F.log_softmax(t.logits_of(copies)[0] / c.temperature, -1) for t in self._teachers]
+                taught = torch.stack(answers).logsumexp(0) - math.log(len(answers))
             divergence = c.temperature**2 * F.kl_div(
                 F.log_softmax(logits / c.temperature, -1),
-                F.log_softmax(taught / c.temperature, -1),
+                taught,
                 log_target=True,
                 reduction="batchmean",
             )

@@ -167,8 +167,9 @@ def _without_paths(meta: dict[str, Any]) -> dict[str, Any]:
     config = copy.deepcopy(meta["config"])
     config["data"]["root"] = None
     for section, name in (("training", "init"), ("classifier", "teacher")):
-        if path := config[section][name]:
-            config[section][name] = "/".join(Path(path).parts[-2:])
+        if given := config[section][name]:
+            short = ["/".join(Path(path).parts[-2:]) for path in ([given] if isinstance(given, str) else given)]
+            config[section][name] = short[0] if isinstance(given, str) else short
     return {**meta, "config": config}
 
 

@@ -31,7 +31,7 @@ from typing import Any
 from pyro_vsm.config import Config
 from pyro_vsm.errors import UserError
 from pyro_vsm.reading import bool_of, count_of, list_of, mapping, only, text_of, whole
-from pyro_vsm.settings import leaves, load_yaml, put, read_settings
+from pyro_vsm.settings import load_yaml, put, read_settings
 from pyro_vsm.systems import SYSTEMS
 
 _TABLE = {
@@ -62,6 +62,15 @@ class Protocol:
         return f"{self.way}-way {self.shot}-shot"
 
 
+def _replaced(value: Any, of: Callable[[str, str], Any], name: str = "") -> Any:
+    """A copy of nested settings in which texts, those in lists, too, are what ``of(dotted name, text)`` gives."""
+    if isinstance(value, dict):
+        return {k: _replaced(v, of, f"{name}.{k}".lstrip(".")) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_replaced(v, of, name) for v in value)
+    return of(name, value) if isinstance(value, str) else value
+
+
 @dataclass(frozen=True)
 class Row:
     """One system under its settings.
@@ -89,9 +98,16 @@ class Row:
     folder: Path
 
     @property
-    def needs(self) -> dict[str, str]:
-        """Dotted settings that name the run of another row, with the name of that row."""
-        return {k: v.removeprefix(_RUN) for k, v in leaves(self.settings) if str(v).startswith(_RUN)}
+    def needs(self) -> list[str]:
+        """Names of the rows whose runs the settings name."""
+        found: list[str] = []
+
+        def note(name: str, text: str) -> None:
+            if text.startswith(_RUN):
+                found.append(text.removeprefix(_RUN))
+
+        _replaced(self.settings, note)
+        return found
 
     def config(self, seed: int, folder_of: Callable[[str], Path]) -> Config:
         """The configuration of the training with this seed.
@@ -103,18 +119,21 @@ class Row:
         Raises:
             UserError: there is no file of that name.
         """
-        settings = copy.deepcopy(self.settings)
-        for name, value in leaves(self.settings):
-            if str(value).startswith(_FILE):
-                file = self.folder / str(value).removeprefix(_FILE).replace("{seed}", str(seed))
-                if not file.is_file():
-                    raise UserError(
-                        f"row {self.name!r}: there is no {file} for {name} and seed {seed}; name a file from the "
-                        "table's folder, or leave that seed out"
-                    )
-                put(settings, name, str(file), "")
-        for name, row in self.needs.items():
-            put(settings, name, str(folder_of(row)), "")
+
+        def lies(name: str, text: str) -> str:
+            if text.startswith(_RUN):
+                return str(folder_of(text.removeprefix(_RUN)))
+            if not text.startswith(_FILE):
+                return text
+            file = self.folder / text.removeprefix(_FILE).replace("{seed}", str(seed))
+            if not file.is_file():
+                raise UserError(
+                    f"row {self.name!r}: there is no {file} for {name} and seed {seed}; name a file from the "
+                    "table's folder, or leave that seed out"
+                )
+            return str(file)
+
+        settings = _replaced(self.settings, lies)
         settings["training"]["seed"] = seed
         return Config.from_dict(settings)
 
@@ -182,7 +201,7 @@ def read_table(
         row = _row(mapping(values, where), base, path, where, protocols, override or {})
         if any(row.name == r.name for r in rows):
             raise UserError(f"{path}: there are two rows {row.name!r}; give each a name of its own")
-        for needed in row.needs.values():
+        for needed in row.needs:
             if needed not in [r.name for r in rows]:
                 raise UserError(f"{path}: row {row.name!r} needs run:{needed}, but no row above it has that name")
         configs = [row.config(seed, Path) for seed in seeds]  # each, as files are named by seed

@@ -148,13 +148,13 @@ def remarks(
     if any(row.paper for row in shown):
         notes.append("Paper: as published there, under other recipes and on other episodes; no part of Δ.")
     notes += [f"{row.label}: {row.note}" for row in shown if row.note]
-    for name in sorted({name for row in shown for name in row.needs.values()}):
+    for name in sorted({name for row in shown for name in row.needs}):
         starts = [runs.record(table.row(name), s) or {} for s in table.seeds]
         seconds = [r["seconds"] for r in starts if "seconds" in r]
         if seconds:
             notes.append(
                 f"Training times are without that of {table.row(name).label!r}, which "
-                f"{', '.join(row.label for row in shown if name in row.needs.values())} start from: "
+                f"{', '.join(row.label for row in shown if name in row.needs)} start from: "
                 f"{math.fsum(seconds) / len(seconds):.0f} s a seed."
             )
     own = [records[row.name, s] for row in shown for s in table.seeds]

@@ -106,7 +106,7 @@ def _wanted(table: Table, only: Sequence[str]) -> list[Row]:
     names = {table.row(name).name for name in only} or {r.name for r in table.rows if r.shown}
     for row in reversed(table.rows):  # rows need only what stands above them
         if row.name in names:
-            names |= set(row.needs.values())
+            names |= set(row.needs)
     return [r for r in table.rows if r.name in names]
 
 

@@ -104,7 +104,9 @@ class TableRuns:
     def _inputs(self, row: Row, seed: int) -> dict[str, Path]:
         """The trained models that a training starts from or learns from."""
         config = self.config(row, seed)
-        paths = {"training.init": config.training.init, "classifier.teacher": config.classifier.teacher}
+        paths = {"training.init": config.training.init}
+        for i, path in enumerate(config.classifier.teachers):
+            paths["classifier.teacher" + (f" {i + 1}" if i else "")] = path
         return {name: _model_file(path) for name, path in paths.items() if path}
 
     def check(self, rows: list[Row]) -> None:
