@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -79,11 +79,18 @@ class Encoder(nn.Module):
         Raises:
             UserError: images of another shape than the backbone was made for.
         """
-        return self.features([self.raw(images, view) for view in ([PLAIN] if self.training else self.views)])
+        return self.features(self.raw(images, view) for view in ([PLAIN] if self.training else self.views))
 
-    def features(self, raw: Sequence[Tensor]) -> Tensor:
-        """Features ``[B, D]`` of the backbone's outputs for each view of the images, averaged over the views."""
-        return torch.stack([self.feature_map(h) for h in raw]).mean(0) if len(raw) > 1 else self.feature_map(raw[0])
+    def features(self, raw: Iterable[Tensor]) -> Tensor:
+        """Features ``[B, D]`` of the backbone's outputs for each view of the images, averaged over the views.
+
+        One view at a time: a generator's outputs need not all be held at once.
+        """
+        outputs = iter(raw)
+        total, number = self.feature_map(next(outputs)), 1
+        for h in outputs:
+            total, number = total + self.feature_map(h), number + 1
+        return total / number if number > 1 else total
 
     def raw(self, images: Tensor, view: View = PLAIN) -> Tensor:
         """The backbone's output ``[B, D]`` (float32) of a view of images ``[B, C, H, W]``, uint8 or float in [0, 1].

@@ -46,7 +46,7 @@ def split_features(model: Any, data: ClassImages, **settings: Any) -> Tensor:
     mode = encoder.training
     encoder.eval()
     with torch.no_grad():
-        features = encoder.features([raw_features(encoder, data, device, view) for view in encoder.views])
+        features = encoder.features(raw_features(encoder, data, device, view) for view in encoder.views)
     encoder.train(mode)
     return features
 

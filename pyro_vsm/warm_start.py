@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -46,7 +47,8 @@ def warm_start(model: FewShotModel, path: Path | str, data: ClassImages, device:
     model.eval()
     with torch.no_grad():
         encoder = model.encoder
-        raw = [raw_features(encoder, data, device, view) for view in encoder.views]
-        encoder.feature_map.fit(encoder.feature_map.scaled(raw[0]))
-        model.start(encoder.features(raw), data.labels.to(device))
+        raw = (raw_features(encoder, data, device, view) for view in encoder.views)
+        first = next(raw)
+        encoder.feature_map.fit(encoder.feature_map.scaled(first))
+        model.start(encoder.features(chain([first], raw)), data.labels.to(device))
     model.train(mode)
