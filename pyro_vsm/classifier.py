@@ -14,7 +14,7 @@ from pyro_vsm.data.images import ClassImages
 from pyro_vsm.encoder import Encoder
 from pyro_vsm.errors import UserError
 from pyro_vsm.feeds import Feed, ImageFeed
-from pyro_vsm.fewshot import split_episode
+from pyro_vsm.fewshot import FewShotModel, split_episode
 from pyro_vsm.mixing import mixed, soft_targets
 from pyro_vsm.networks import Positive
 from pyro_vsm.precision import full_precision
@@ -61,21 +61,22 @@ class Classifier(PrototypicalNetwork):
         self.rotation_head = nn.Linear(dim, 4) if config.rotations else None
         self._teachers: list[Classifier] = []  # in a list: their weights are no part of this model
 
-    def feed(self, data: ClassImages, config: Config) -> Feed:
-        """Batches of single images."""
-        self._teachers = [self._taught_by(path, str(data.images.device)) for path in self.config.teachers]
-        return ImageFeed(data, config, self.config.batch)
+    def learn_from(self, teacher: FewShotModel, name: str) -> None:
+        """Distil this classifier, and those given before.
 
-    def _taught_by(self, path: str, device: str) -> Classifier:
-        from pyro_vsm.loading import load_model  # loading knows every system, this one included
-
-        teacher, _ = load_model(path, device=device)
+        Raises:
+            UserError: ``name`` is no classifier of as many classes.
+        """
         if not isinstance(teacher, Classifier) or teacher.class_count != self.class_count:
             raise UserError(
-                f"classifier.teacher: {path} is no classifier of {self.class_count} classes; "
+                f"classifier.teacher: {name} is no classifier of {self.class_count} classes; "
                 "give one that was trained on the same data"
             )
-        return teacher.eval().requires_grad_(False)
+        self._teachers.append(teacher.eval().requires_grad_(False))
+
+    def feed(self, data: ClassImages, config: Config) -> Feed:
+        """Batches of single images."""
+        return ImageFeed(data, config, self.config.batch)
 
     @property
     def class_count(self) -> int:

@@ -14,6 +14,7 @@ import yaml
 from pyro_vsm import data as data_sources
 from pyro_vsm import parallel, report
 from pyro_vsm.calibration import calibrate
+from pyro_vsm.classifier import Classifier
 from pyro_vsm.config import Config, EvaluationConfig
 from pyro_vsm.cross_domain import DataChoice, evaluation_images, fitted
 from pyro_vsm.data import Splits
@@ -136,6 +137,10 @@ def train_system(
     restoring = resume and run.begun
     if t.init and not restoring:
         warm_start(model, t.init, data.train, pick_device(t.device))
+    if isinstance(model, Classifier):
+        with torch.random.fork_rng(devices=[]):  # what a training draws does not depend on how many teach it
+            for path in config.classifier.teachers:
+                model.learn_from(load_model(path, device=t.device)[0], path)
     if t.freeze:
         if restoring:
             run.restore_weights(model)

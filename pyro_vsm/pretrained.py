@@ -9,9 +9,7 @@ Matrices and larger tensors are kept in half precision where nothing overflows; 
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from torch import Tensor
 
 from pyro_vsm import checkpoint
 from pyro_vsm.errors import UserError
-from pyro_vsm.files import write_atomic
 
 WEIGHTS = Path(__file__).parent / "weights"
 """The folder of the weights."""
@@ -31,9 +28,14 @@ MOST_BYTES = 16 << 20
 _HEADER = 1 << 16  # room for the header of a file
 
 
+def files(folder: Path) -> list[Path]:
+    """The files of the weights in a model's folder, in order."""
+    return sorted(folder.glob("model*.safetensors")) if folder.is_dir() else []
+
+
 def names(folder: Path = WEIGHTS) -> list[str]:
     """The pretrained models, in the order of their names."""
-    return sorted(p.name for p in folder.iterdir() if _files(p)) if folder.is_dir() else []
+    return sorted(p.name for p in folder.iterdir() if files(p)) if folder.is_dir() else []
 
 
 def is_name(path: Path | str, folder: Path = WEIGHTS) -> bool:
@@ -64,10 +66,10 @@ def read(name: str, folder: Path = WEIGHTS) -> tuple[dict[str, Tensor], dict[str
     """
     tensors: dict[str, Tensor] = {}
     meta: dict[str, Any] = {}
-    files = _files(_folder(name, folder))
-    for path in files:
+    parts = files(_folder(name, folder))
+    for path in parts:
         part, about = checkpoint.read(path)
-        if about.pop("files", 1) != len(files) or (meta and about.get("whole") != meta.get("whole")):
+        if about.pop("files", 1) != len(parts) or (meta and about.get("whole") != meta.get("whole")):
             raise UserError(
                 f"the files of {path.parent} are not all there or not of one model; install pyro-vsm again"
             )
@@ -112,65 +114,9 @@ def write(
     written = [target / _file_name(i, len(parts)) for i in range(len(parts))]
     for path, part in zip(written, parts):
         checkpoint.write(path, part, meta)
-    for old in set(_files(target)) - set(written):
+    for old in set(files(target)) - set(written):
         old.unlink()
     return written
-
-
-def export(
-    source: Path | str,
-    name: str,
-    *,
-    folder: Path = WEIGHTS,
-    shots: list[int] | None = None,
-    root: str | None = None,
-    device: str = "auto",
-    note: str = "",
-    half: bool = True,
-    log: Callable[[str], None] = print,
-) -> Path:
-    """Make a pretrained model of a trained one, with a model card of what the written files were measured to do.
-
-    Args:
-        source: run folder, system folder or model file.
-        name: of the pretrained model.
-        folder: of all weights.
-        shots: to measure at, on the test protocol of the run; by default that of its training.
-        root: where the data set lies now.
-        device: to measure on.
-        note: a remark for the card: limitations, origin, licence of the data.
-        half: keep matrices in half precision.
-        log: receives what a user should read.
-
-    Returns:
-        The folder of the model.
-
-    Raises:
-        UserError: a damaged or foreign checkpoint, missing data, files that cannot be written.
-    """
-    from pyro_vsm.cards import measured, model_card
-    from pyro_vsm.loading import load_model
-
-    model, meta = load_model(source)
-    write(name, dict(model.state_dict()), _without_paths(meta), folder, half=half)
-    root = root or meta["config"]["data"]["root"]
-    rows, notes = measured(folder / name, meta, shots, root=root, device=device, log=log)
-    files = _files(folder / name)
-    text = model_card(name, meta, rows, [*notes, *([note] if note else [])], files)
-    write_atomic(folder / name / "README.md", text.encode())
-    log(f"Wrote {folder / name}: {sum(p.stat().st_size for p in files) / 2**20:.2f} MiB in {len(files)} file(s)")
-    return folder / name
-
-
-def _without_paths(meta: dict[str, Any]) -> dict[str, Any]:
-    """Of a checkpoint, without where things lay on the machine of its training."""
-    config = copy.deepcopy(meta["config"])
-    config["data"]["root"] = None
-    for section, name in (("training", "init"), ("classifier", "teacher")):
-        if given := config[section][name]:
-            short = ["/".join(Path(path).parts[-2:]) for path in ([given] if isinstance(given, str) else given)]
-            config[section][name] = short[0] if isinstance(given, str) else short
-    return {**meta, "config": config}
 
 
 def _folder(name: str, folder: Path) -> Path:
@@ -178,10 +124,6 @@ def _folder(name: str, folder: Path) -> Path:
         known = ", ".join(names(folder)) or "none"
         raise UserError(f"there is no pretrained model {name!r}; known are: {known}")
     return folder / name
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("model*.safetensors")) if folder.is_dir() else []
 
 
 def _file_name(i: int, n: int) -> str:

@@ -12,6 +12,7 @@ from pyro_vsm.data.images import ClassImages
 from pyro_vsm.errors import UserError
 from pyro_vsm.feature_cache import raw_features
 from pyro_vsm.fewshot import FewShotModel
+from pyro_vsm.loading import find_model
 
 BACKBONE = "encoder.backbone."
 STATISTICS = ("encoder.mean", "encoder.std")
@@ -30,8 +31,6 @@ def warm_start(model: FewShotModel, path: Path | str, data: ClassImages, device:
     Raises:
         UserError: no such model, or one with another backbone.
     """
-    from pyro_vsm.loading import find_model  # loading knows the trainer, which must not know it
-
     path = find_model(Path(path))
     tensors, _ = checkpoint.read(path)
     backbone = {k.removeprefix(BACKBONE): v for k, v in tensors.items() if k.startswith(BACKBONE)}

@@ -399,7 +399,8 @@ def test_distillation_by_hand(head, number):
         Classifier(Encoder(Conv4(1, 16, width=8), [0.5], [0.25]), 6, ClassifierConfig(**options))
         for _ in range(1 + number)
     )
-    student._teachers = [teacher.eval() for teacher in teachers]
+    for teacher in teachers:
+        student.learn_from(teacher, "teacher")
     images, labels = torch.rand(5, 1, 16, 16), torch.tensor([0, 3, 1, 5, 3])
     seen = []
     raw = student.encoder.raw

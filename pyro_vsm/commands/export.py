@@ -29,8 +29,9 @@ def run(args: Namespace) -> None:
     from pathlib import Path
 
     from pyro_vsm import pretrained
+    from pyro_vsm.exporting import export
 
-    pretrained.export(
+    export(
         args.checkpoint, args.name, folder=Path(args.folder) if args.folder else pretrained.WEIGHTS, shots=args.shots,
         root=args.data.root, device=args.device, note=args.note, half=args.half,
     )  # fmt: skip
