@@ -412,8 +412,15 @@ MUTATIONS = [
     Mutation(
         "distillation: divergence the wrong way round",
         "classifier.py",
-        "F.log_softmax(logits / c.temperature, -1),\n                F.log_softmax(taught / c.temperature, -1),",
-        "F.log_softmax(taught / c.temperature, -1),\n                F.log_softmax(logits / c.temperature, -1),",
+        "F.log_softmax(logits / c.temperature, -1),\n                taught,",
+        "taught,\n                F.log_softmax(logits / c.temperature, -1),",
+        BASELINES,
+    ),
+    Mutation(
+        "distillation: several teachers not divided by their number",
+        "classifier.py",
+        "logsumexp(0) - math.log(len(answers))",
+        "logsumexp(0)",
         BASELINES,
     ),
     Mutation(
