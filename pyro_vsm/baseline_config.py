@@ -45,7 +45,8 @@ class ClassifierConfig:
     @property
     def teachers(self) -> list[str]:
         """Of none, one or several teachers where they lie."""
-        return [self.teacher] if isinstance(self.teacher, str) else list(self.teacher or [])
+        given = self.teacher or []
+        return [given] if isinstance(given, str) else given
 
     def __post_init__(self) -> None:
         if self.mix not in ("none", "mixup", "cutmix") or not self.mix_alpha > 0 or not 0 <= self.mix_share <= 1:

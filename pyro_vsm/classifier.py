@@ -62,7 +62,7 @@ class Classifier(PrototypicalNetwork):
         self._teachers: list[Classifier] = []  # in a list: their weights are no part of this model
 
     def learn_from(self, teacher: FewShotModel, name: str) -> None:
-        """Distil this classifier, and those given before.
+        """Be distilled from a teacher, besides those given before.
 
         Raises:
             UserError: ``name`` is no classifier of as many classes.

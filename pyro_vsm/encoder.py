@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +101,7 @@ class Encoder(nn.Module):
         """
         images = view(self.pixels(images))
         # evaluation comes in other batch sizes, each of which would be compiled anew
-        network = self._compiled() if self.compiled and self.training else self._network
+        network = self._compiled if self.compiled and self.training else self._network
         low = self.amp and images.is_cuda
         with torch.autocast(images.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
             h = network(images)
@@ -123,8 +124,6 @@ class Encoder(nn.Module):
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         return self.backbone(x)
 
-    def _compiled(self):
-        # kept out of the module's attributes: a compiled wrapper would register the weights twice
-        if "_fast" not in self.__dict__:
-            self.__dict__["_fast"] = torch.compile(self._network, dynamic=False)
-        return self.__dict__["_fast"]
+    @cached_property
+    def _compiled(self) -> Callable[[Tensor], Tensor]:
+        return torch.compile(self._network, dynamic=False)

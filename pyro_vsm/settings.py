@@ -97,9 +97,9 @@ def _parser() -> ArgumentParser:
 
 
 def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of nested settings."""
+    """Dotted names and values of nested settings; each entry of a list under the list's name."""
     for key, value in settings.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value
+            yield from ((f"{prefix}{key}", v) for v in (value if isinstance(value, (list, tuple)) else [value]))

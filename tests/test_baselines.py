@@ -168,14 +168,16 @@ def test_first_order_leaves_the_second_derivatives_out_and_nothing_else():
 @pytest.mark.parametrize("first_order", [False, True])
 def test_compiled_adaptation_is_the_eager_one(first_order, monkeypatch):
     """Traced as one program with its inner gradients, but run without a code generator."""
-    compiler = functools.partial(torch.compile, backend="aot_eager")
-    monkeypatch.setattr(torch, "compile", compiler)
+    compiled = []
+    real = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", lambda f, **settings: compiled.append(f) or real(f, **settings))
     model = conv_maml(first_order=first_order)
     features = torch.randn(2, 3, 1 + 2, 256, dtype=DOUBLE)
     expected = model.loss(features, 1, torch.zeros(2, 3), PROGRESS)[0]
     slopes = gradients(expected, model)
     model.encoder.compiled = True
     found = model.loss(features, 1, torch.zeros(2, 3), PROGRESS)[0]
+    assert compiled == [model.adapt]
     torch.testing.assert_close(found, expected)
     for name, gradient in gradients(found, model).items():
         torch.testing.assert_close(gradient, slopes[name], atol=1e-9, rtol=1e-6)

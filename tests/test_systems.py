@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_vsm import calibration, jobs, metrics
 from pyro_vsm import data as data_sources
+from pyro_vsm.classifier import Classifier
 from pyro_vsm.cli import main
 from pyro_vsm.config import Config
 from pyro_vsm.data.episodes import fixed_episodes
@@ -408,7 +409,12 @@ def test_every_system_that_can_be_works_on_cached_features(tiny_settings, tmp_pa
     (tmp_path / "frozen.yaml").write_text(yaml.safe_dump(table))
     data = data_sources.load(Config.from_dict(base).data, lambda _: None)
     monkeypatch.setattr(data_sources, "load", lambda *_: data)
+    taught_by = []
+    learn = Classifier.learn_from
+    monkeypatch.setattr(Classifier, "learn_from", lambda s, t, name: taught_by.append(name) or learn(s, t, name))
     assert make_table(tmp_path / "frozen.yaml", tmp_path / "out", log=lambda _: None)
+    starts = [str(tmp_path / "out" / "runs" / "start" / f"seed-{seed}") for seed in (0, 1)]
+    assert taught_by == [starts[0]] * 3 + [starts[1]] * 3  # once by itself, once by itself twice
     for seed in (0, 1):
         runs = [tmp_path / "out" / "runs" / row["name"] / f"seed-{seed}" / row["system"] for row in rows]
         first, *frozen, distilled, _ = (load_model(run)[0].encoder.backbone.state_dict() for run in runs)

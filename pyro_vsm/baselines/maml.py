@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -99,20 +100,16 @@ class MAML(FewShotModel):
         support, query, labels = split_episode(features, shot)
         way = support.shape[1]
         of = torch.arange(way, device=features.device).repeat_interleave(shot)
-        logits = self._training_adapt(support.flatten(1, 2), of, query, way, self.config.inner_steps)
+        adapt = self._compiled_adapt if self.encoder.compiled else self.adapt
+        logits = adapt(support.flatten(1, 2), of, query, way, self.config.inner_steps)
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         accuracy = (logits.argmax(-1) == labels).float().mean()
         return loss, {"log_likelihood": -loss.detach(), "accuracy": accuracy}
 
-    @property
-    def _training_adapt(self) -> Callable[..., Tensor]:
-        """:meth:`adapt`, with ``training.compile`` as one compiled program: inner gradients and all."""
-        if not self.encoder.compiled:
-            return self.adapt
-        # kept out of the module's attributes, as in the encoder
-        if "_fast" not in self.__dict__:
-            self.__dict__["_fast"] = torch.compile(self.adapt, dynamic=False)
-        return self.__dict__["_fast"]
+    @cached_property
+    def _compiled_adapt(self) -> Callable[..., Tensor]:
+        """:meth:`adapt` as one compiled program, inner gradients and all."""
+        return torch.compile(self.adapt, dynamic=False)
 
     def predict(self, support: Tensor, query: Tensor, samples: int = 100) -> Tensor:
         """See :class:`~pyro_vsm.fewshot.FewShotModel`; after ``test_steps`` steps, there is nothing to sample."""

@@ -31,7 +31,7 @@ from typing import Any
 from pyro_vsm.config import Config
 from pyro_vsm.errors import UserError
 from pyro_vsm.reading import bool_of, count_of, list_of, mapping, only, text_of, whole
-from pyro_vsm.settings import load_yaml, put, read_settings
+from pyro_vsm.settings import leaves, load_yaml, put, read_settings
 from pyro_vsm.systems import SYSTEMS
 
 _TABLE = {
@@ -100,14 +100,7 @@ class Row:
     @property
     def needs(self) -> list[str]:
         """Names of the rows whose runs the settings name."""
-        found: list[str] = []
-
-        def note(name: str, text: str) -> None:
-            if text.startswith(_RUN):
-                found.append(text.removeprefix(_RUN))
-
-        _replaced(self.settings, note)
-        return found
+        return [v.removeprefix(_RUN) for _, v in leaves(self.settings) if str(v).startswith(_RUN)]
 
     def config(self, seed: int, folder_of: Callable[[str], Path]) -> Config:
         """The configuration of the training with this seed.
