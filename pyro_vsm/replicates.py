@@ -3,7 +3,9 @@
 The value of seed s on episode e is taken as `y_se = mu + a_s + b_e + c_se`, seeds and episodes crossed and both
 drawn at random. Two intervals answer two questions. `over_episodes` is about these very trained models on other
 episodes, as the field reports it. `over_both` is about training again as well, and belongs to claims that one
-system is better than another. Both hold the test classes fixed.
+system is better than another. Both hold the test classes fixed. Where each seed has a fold of the classes and
+episodes of its own, no b_e is shared and a_s holds what is of the classes, too: `over_both` then covers other
+classes.
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ from pyro_vsm import data as data_sources
 from pyro_vsm import jobs, metrics
 from pyro_vsm.answering import encode_all
 from pyro_vsm.cli import main
+from pyro_vsm.data import Splits
 from pyro_vsm.data.episodes import fixed_episodes
+from pyro_vsm.data.folds import leave_out
 from pyro_vsm.errors import UserError
 from pyro_vsm.evaluation import detect_unknown, evaluate, predict_probabilities
 from pyro_vsm.loading import load_model
@@ -247,11 +249,11 @@ def test_finished_runs_and_evaluations_are_used_again(definition, made, copied, 
     assert rows_of(copied) == rows_of(made)
     make_table(definition(), copied, evaluation={"samples": 3}, log=silent)
     assert trained == []
-    assert evaluated == ["pn", "pn", "vsm", "vsm"]
+    assert evaluated == ["pn", "vsm", "pn", "vsm"]
     key = copied / "runs" / "pn" / "seed-0" / "pn" / "evaluations" / "3way-1shot-test-plain.safetensors"
     key.write_bytes(key.read_bytes()[:-10])
     make_table(definition(), copied, evaluation={"samples": 3}, log=silent)
-    assert evaluated == ["pn", "pn", "vsm", "vsm", "pn"]
+    assert evaluated == ["pn", "vsm", "pn", "vsm", "pn"]
 
 
 def test_comparisons_hold_one_model_at_a_time(copied, tmp_path, monkeypatch):
@@ -340,6 +342,37 @@ def test_only_some_rows(definition, tmp_path, counting):
     assert trained == ["classifier", "vsm", "pn"]
 
 
+def test_folds_are_of_the_training_classes_alone(definition, tmp_path, tiny_data, counting):
+    """Each seed trains without its fold and is evaluated on it; no image of a test class is looked at."""
+    hidden = Splits("hidden", tiny_data.train, tiny_data.validation, tiny_data.test)
+    object.__setattr__(hidden, "test", None)
+    trained, evaluated = counting
+    settings = {"folds": 3, "seeds": [0, 1, 2], "unknown": False, "protocols": [{"way": 3, "shot": 1}]}
+    path = definition(**settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_sources, "load", lambda config, log: hidden)
+        for _ in range(2):
+            make_table(path, tmp_path, evaluation={"split": "validation"}, log=silent)
+    assert trained == ["classifier", "pn", "vsm"] * 3
+    assert len(evaluated) == 6
+    lines = {r["row"]: r for r in rows_of(tmp_path, "both-folds")}
+    seen, means = [], []
+    for seed in range(3):
+        data = leave_out(tiny_data, seed, 3)
+        config = yaml.safe_load((tmp_path / "runs" / "start" / f"seed-{seed}" / "config.yaml").read_text())
+        assert (config["data"]["fold"], config["data"]["folds"]) == (seed, 3)
+        record = json.loads((tmp_path / "runs" / "pn" / f"seed-{seed}" / "record.json").read_text())
+        assert record["data"] == {k: v.to_dict() for k, v in data.identity.items()}
+        model = load_model(tmp_path / "runs" / "pn" / f"seed-{seed}" / "pn")[0]
+        index = fixed_episodes(data.validation, way=3, shot=1, queries=3, episodes=6, seed=0)
+        means.append(float(evaluate(model, encode_all(model, data.validation.images), index).accuracy.mean()))
+        seen += data.validation.names
+    assert sorted(seen) == sorted(tiny_data.train.names)
+    assert lines["pn"]["accuracy"]["mean"] == pytest.approx(sum(means) / 3, abs=1e-6)
+    assert lines["pn"]["accuracy_seed_min"] == pytest.approx(min(means), abs=1e-6)
+    assert "seed s trains without fold s mod 3" in (tmp_path / "both-folds.md").read_text()
+
+
 def test_rows_that_were_not_asked_for_do_not_stop_those_that_were(definition, copied):
     (copied / "runs" / "vsm" / "seed-0" / "record.json").write_text("{")
     lines = []
@@ -400,6 +433,8 @@ WRONG = {
     "training: steps=-1": changed(set={"training.steps": -1}),
     "training is 3; a section of settings is a mapping": changed(set={"training": 3}),
     "set changes evaluation.samples, which the rows of a table share": changed(set={"evaluation.samples": 1}),
+    "a table with folds is for choosing": {"folds": 2},
+    "folds is -1": {"folds": -1},
     "unknown is 'maybe'; give true or false": {"unknown": "maybe"},
     "10-way episodes need 10 classes, but the split has 6": {"protocols": [{"way": 5, "shot": 1}], **changed()},
 }

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from pyro_vsm.data.folds import leave_out
 from pyro_vsm.data.images import Splits
 from pyro_vsm.errors import UserError
 
@@ -28,7 +29,10 @@ class DataConfig:
             split, in training, or in all; None does what the variant is published with.
         grouped: draw all classes of an episode from one group; a group is what class names have in common up to
             the last "/" (an alphabet of omniglot, a folder of folders).
-        seed: of the glyphs' rendering and of a split drawn from fractions.
+        seed: of the glyphs' rendering, of a split drawn from fractions and of folds.
+        fold: from the training classes alone: leave this one of their folds out and validate on it (from 0); the
+            validation classes stand in for the test classes. None takes the splits as they are.
+        folds: number of folds.
         cache: keep decoded images in the cache folder for the next start.
         threads: for decoding; 0 takes as many as help. The result does not depend on it.
     """
@@ -42,6 +46,8 @@ class DataConfig:
     rotations: Literal["none", "train", "all"] | None = None
     grouped: bool = False
     seed: int = 0
+    fold: int | None = None
+    folds: int = 4
     cache: bool = True
     threads: int = 0
 
@@ -83,5 +89,7 @@ def load(config: DataConfig, log: Callable[[str], None] = print) -> Splits:
     splits = SOURCES[config.name](config)
     if config.grouped:
         splits = splits.by_group()
+    if config.fold is not None:
+        splits = leave_out(splits, config.fold, config.folds, config.seed)
     log(splits.describe())
     return splits

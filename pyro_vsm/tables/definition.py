@@ -8,6 +8,7 @@
     protocols: [{way: 5, shot: 1}]         # by default the way and shot of the base
     unknown: true                          # also: are queries of other classes told from those of the task
     temperature_episodes: 2000             # validation episodes that each temperature is fitted to; 0 for none
+    folds: 4                               # cross-validate over the training classes: seed s leaves fold s mod 4 out
     notes: [what a reader must know]
     rows:
       - {name: pretrained, system: classifier, base: ../pretrain.yaml, shown: false}
@@ -24,7 +25,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ _TABLE = {
     "protocols",
     "unknown",
     "temperature_episodes",
+    "folds",
     "notes",
     "rows",
 }
@@ -85,6 +87,7 @@ class Row:
         protocols: that it is evaluated on.
         shown: whether the table has a line of it.
         folder: that files are named from.
+        folds: of the training classes, of which a training leaves one out; 0 for none.
     """
 
     name: str
@@ -96,6 +99,7 @@ class Row:
     protocols: tuple[Protocol, ...]
     shown: bool
     folder: Path
+    folds: int = 0
 
     @property
     def needs(self) -> list[str]:
@@ -128,6 +132,8 @@ class Row:
 
         settings = _replaced(self.settings, lies)
         settings["training"]["seed"] = seed
+        if self.folds:
+            settings["data"] |= {"fold": seed % self.folds, "folds": self.folds}
         return Config.from_dict(settings)
 
 
@@ -142,6 +148,7 @@ class Table:
     protocols: tuple[Protocol, ...]
     unknown: bool
     temperature_episodes: int
+    folds: int
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
 
@@ -188,17 +195,18 @@ def read_table(
     default = Protocol(e.way or shared.episodes.way, e.shot or shared.episodes.shot)
     protocols = _protocols(text.get("protocols"), (default,), str(path))
     seeds = _seeds(text.get("seeds", [0]) if seeds is None else list(seeds), path)
+    folds = count_of(text.get("folds", 0), "folds", path)
     rows: list[Row] = []
     for number, values in enumerate(rows_text):
         where = f"{path}: row {number + 1}"
-        row = _row(mapping(values, where), base, path, where, protocols, override or {})
+        row = _row(mapping(values, where), base, path, where, protocols, override or {}, folds)
         if any(row.name == r.name for r in rows):
             raise UserError(f"{path}: there are two rows {row.name!r}; give each a name of its own")
         for needed in row.needs:
             if needed not in [r.name for r in rows]:
                 raise UserError(f"{path}: row {row.name!r} needs run:{needed}, but no row above it has that name")
         configs = [row.config(seed, Path) for seed in seeds]  # each, as files are named by seed
-        if configs[0].data != shared.data:
+        if replace(configs[0].data, fold=shared.data.fold, folds=shared.data.folds) != shared.data:
             raise UserError(f"{path}: row {row.name!r} has other data than base; a table has one data set")
         rows.append(row)
     table = Table(
@@ -209,6 +217,7 @@ def read_table(
         protocols=protocols,
         unknown=bool_of(text.get("unknown", False), "unknown", path),
         temperature_episodes=count_of(text.get("temperature_episodes", 1000), "temperature_episodes", path),
+        folds=folds,
         rows=tuple(rows),
         notes=tuple(text_of(n, "notes", path) for n in list_of(text.get("notes", []), "notes", path)),
     )
@@ -224,6 +233,7 @@ def _row(
     where: str,
     protocols: tuple[Protocol, ...],
     override: Mapping[str, Any],
+    folds: int,
 ) -> Row:
     name = values.get("name")
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
@@ -260,6 +270,7 @@ def _row(
         protocols=chosen,
         shown=shown,
         folder=path.parent,
+        folds=folds,
     )
 
 

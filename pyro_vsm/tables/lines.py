@@ -108,16 +108,27 @@ def remarks(
     command: str,
 ) -> list[str]:
     """How the numbers came about, for the foot of the table."""
-    split = getattr(data, e.split)
     count = len(table.seeds)
     notes = [*table.notes, f"Made by `{command}`."]
-    notes.append(
-        f"Data: {split.identity()}. The same {e.episodes} episodes (seed {e.seed}) for every row and training seed; "
-        f"{e.samples} posterior samples where a system samples."
-    )
+    if table.folds:
+        notes.append(
+            f"Cross-validation over classes: seed s trains without fold s mod {table.folds} of the training classes "
+            f"({data.train.identity()}) and answers {e.episodes} episodes (seed {e.seed}) of that fold, the same for "
+            f"every row; {e.samples} posterior samples where a system samples."
+        )
+    else:
+        notes.append(
+            f"Data: {getattr(data, e.split).identity()}. The same {e.episodes} episodes (seed {e.seed}) for every "
+            f"row and training seed; {e.samples} posterior samples where a system samples."
+        )
     notes.append(
         f"Mean over {count} training seed{'s' * (count > 1)} ({', '.join(map(str, table.seeds))}). ± beside a mean: "
-        "95 % interval over episodes of the seeds' average, 1.96 sd_e(mean_s y) / √E. The classes are held fixed."
+        "95 % interval over episodes of the seeds' average, 1.96 sd_e(mean_s y) / √E. The classes are held fixed"
+        + (
+            "; another seed's are others, so what Δ covers of the seeds holds for other classes, too."
+            if table.folds
+            else "."
+        )
     )
     paired = (
         f"Δ: paired difference to {table.row(table.reference).label}, seed by seed on the same episodes; its 95 % "

@@ -70,9 +70,14 @@ def make_table(
     first = next(r for r in table.rows if r.shown)
     protocol = replace(first.config(table.seeds[0], Path).evaluation, **(evaluation or {}))
     where = pick_device(config.training.device)
-    data = data_sources.load(config.data, log)
+    if table.folds and protocol.split != "validation":
+        raise UserError(
+            f"{path}: a table with folds is for choosing and is evaluated on the classes left out, not on test "
+            "classes; set evaluation.split to validation"
+        )
+    data = data_sources.load(replace(config.data, fold=None) if table.folds else config.data, log)
     runs = TableRuns(table, Path(out), data, force=force, log=log)
-    scoring = TableScores(table, data, protocol, where)
+    scoring = TableScores(table, runs.data(table.seeds[0]), protocol, where)
     runs.check(wanted)
     for seed in table.seeds:  # a whole table of the first seed is there before the second begins
         for row in wanted:
@@ -84,8 +89,10 @@ def make_table(
         log(f"No row to show: {', '.join(r.name for r in wanted)} are not shown.")
         return []
     found: Found = {}
-    for row in shown:
-        for seed in table.seeds:
+    for seed in table.seeds:
+        if table.folds:
+            scoring = TableScores(table, runs.data(seed), protocol, where)
+        for row in shown:
             log(f"{row.name}, seed {seed}: evaluating")
             found.setdefault(row.name, {})[seed] = scoring.of(runs.model(row, seed), row.protocols)
     given = command_line(path, root, seeds, only, evaluation or {}, override or {})
@@ -121,7 +128,8 @@ def _write(
     command: str,
     log: Log,
 ) -> list[Path]:
-    stem = table.path.stem + ("" if e.split == "test" else f"-{e.split}")
+    part = "left-out" if table.folds else e.split
+    stem = table.path.stem + ("" if part == "test" else "-folds" if table.folds else f"-{part}")
     records = {(row.name, s): runs.record(row, s) or {} for row in shown for s in table.seeds}
     rows = [
         summary(row, p, found, table, [records[row.name, s] for s in table.seeds], several=len(table.protocols) > 1)
@@ -130,7 +138,7 @@ def _write(
         if p in row.protocols
     ]
     notes = remarks(table, shown, runs, data, e, device, records, command)
-    title = f"{table.title}: {e.episodes} {e.split} episodes of {e.queries} queries a class"
+    title = f"{table.title}: {e.episodes} {part} episodes of {e.queries} queries a class"
     written = report.write_report(rows, runs.out, stem, title, notes, COLUMNS)
     written += report.write_report(
         lines_by_seed(shown, found, records), runs.out, f"{stem}-seeds", f"{title}, by seed"

@@ -11,6 +11,7 @@ from typing import Any
 from pyro_vsm import checkpoint, jobs
 from pyro_vsm.config import Config
 from pyro_vsm.data import Splits
+from pyro_vsm.data.folds import leave_out
 from pyro_vsm.errors import UserError
 from pyro_vsm.files import write_atomic
 from pyro_vsm.loading import find_model
@@ -39,9 +40,28 @@ class TableRuns:
     """
 
     def __init__(self, table: Table, out: Path, data: Splits, *, force: bool = False, log: jobs.Log = print):
-        self.table, self.out, self.data, self.force, self.log = table, out, data, force, log
-        self.identity = {split: i.to_dict() for split, i in data.identity.items()}
+        self.table, self.out, self.force, self.log = table, out, force, log
+        self._whole = data
+        self._folds: dict[int, Splits] = {}
+        self._identities: dict[int, dict[str, Any]] = {}
         self.forced: list[str] = []
+
+    def data(self, seed: int) -> Splits:
+        """The images of the trainings with this seed: all, or those of a fold (only the last one is kept)."""
+        if not self.table.folds:
+            return self._whole
+        fold = seed % self.table.folds
+        if fold not in self._folds:
+            config = self.table.rows[0].config(seed, Path).data
+            self._folds = {fold: leave_out(self._whole, fold, self.table.folds, config.seed)}
+        return self._folds[fold]
+
+    def identity(self, seed: int) -> dict[str, Any]:
+        """What `data` is, a split."""
+        fold = seed % self.table.folds if self.table.folds else 0
+        if fold not in self._identities:
+            self._identities[fold] = {split: i.to_dict() for split, i in self.data(seed).identity.items()}
+        return self._identities[fold]
 
     def folder(self, name: str, seed: int) -> Path:
         """The run folder of a row and a seed."""
@@ -97,7 +117,7 @@ class TableRuns:
             old = record["config"]
         found = differing({"system": record.get("system")}, {"system": row.system}, "row")
         found += differing(_relevant(old), _relevant(self.config(row, seed).to_dict()), "config")
-        found += differing(record["data"], self.identity, "data")
+        found += differing(record["data"], self.identity(seed), "data")
         inputs = {name: sha256(path) for name, path in self._inputs(row, seed).items() if path.is_file()}
         return found + differing({k: record["inputs"].get(k) for k in inputs}, inputs, "inputs")
 
@@ -116,7 +136,7 @@ class TableRuns:
             UserError: what it is.
         """
         for row in rows:
-            jobs.check_run(self.config(row, self.table.seeds[0]), self.data)
+            jobs.check_run(self.config(row, self.table.seeds[0]), self.data(self.table.seeds[0]))
             for seed in self.table.seeds:
                 self.finished(row, seed)
         self.forced.clear()
@@ -136,7 +156,7 @@ class TableRuns:
             "finished": False,
             "system": row.system,
             "config": config.to_dict(),
-            "data": self.identity,
+            "data": self.identity(seed),
             "inputs": {name: sha256(path) for name, path in self._inputs(row, seed).items()},
             "code": sorted(set(code)),
             "hardware": jobs.hardware(pick_device(config.training.device)),
@@ -146,7 +166,9 @@ class TableRuns:
         self._write(folder, values)
         # the record has been compared already, without what has no effect on the training
         force = self.force or record is not None
-        outcome = jobs.train_system(row.system, config, self.data, folder, resume=True, force=force, log=self.log)
+        outcome = jobs.train_system(
+            row.system, config, self.data(seed), folder, resume=True, force=force, log=self.log
+        )
         if outcome is None:
             return False
         values |= {
