@@ -14,7 +14,7 @@ from pyro_vsm.config import EvaluationConfig
 from pyro_vsm.data import Splits
 from pyro_vsm.jobs import hardware
 from pyro_vsm.replicates import over_both, over_episodes, spread
-from pyro_vsm.tables.definition import Protocol, Row, Table
+from pyro_vsm.tables.rows import Protocol, Row, Table
 from pyro_vsm.tables.runs import TableRuns, source_digest
 from pyro_vsm.tables.scores import Scores
 

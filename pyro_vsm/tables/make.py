@@ -15,8 +15,9 @@ from pyro_vsm.config import EvaluationConfig
 from pyro_vsm.data import Splits
 from pyro_vsm.errors import UserError
 from pyro_vsm.jobs import Log
-from pyro_vsm.tables.definition import Protocol, Row, Table, read_table
+from pyro_vsm.tables.definition import read_table
 from pyro_vsm.tables.lines import Found, command_line, lines_by_seed, remarks, summary
+from pyro_vsm.tables.rows import Protocol, Row, Table
 from pyro_vsm.tables.runs import TableRuns
 from pyro_vsm.tables.scores import TableScores
 from pyro_vsm.training import pick_device

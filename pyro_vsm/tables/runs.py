@@ -16,7 +16,7 @@ from pyro_vsm.errors import UserError
 from pyro_vsm.files import write_atomic
 from pyro_vsm.loading import find_model
 from pyro_vsm.run import differing
-from pyro_vsm.tables.definition import Row, Table
+from pyro_vsm.tables.rows import Row, Table
 from pyro_vsm.training import pick_device
 
 RECORD = "record.json"

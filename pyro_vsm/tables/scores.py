@@ -26,7 +26,7 @@ from pyro_vsm.evaluation import detect_unknown, evaluate_tempered, predict_proba
 from pyro_vsm.feature_cache import split_features
 from pyro_vsm.loading import load_model
 from pyro_vsm.results import EpisodeResults, episodes_hash
-from pyro_vsm.tables.definition import Protocol, Table
+from pyro_vsm.tables.rows import Protocol, Table
 from pyro_vsm.tables.runs import sha256, source_digest
 
 TEMPERATURE_SEED = 3
