@@ -62,6 +62,10 @@ def mutate(folder: Path, mutation: Mutation) -> None:
 
 def main(words: list[str]) -> int:
     chosen = [m for m in MUTATIONS if not words or any(w in m.what for w in words)]
+    if not chosen:
+        raise SystemExit(
+            f"no description holds any of {', '.join(words)}; they are listed in tests/mutations/README.md"
+        )
     survived, start = 0, time.time()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -459,4 +459,26 @@ MUTATIONS = [
         "mine - stack(found, reference, p, metric).flip(0)",
         ("test_tables.py",),
     ),
+    # folds
+    Mutation(
+        "folds: the class left out is trained on, too",
+        "data/folds.py",
+        "splits.train.subset(kept)",
+        "splits.train",
+        ("data/test_folds.py",),
+    ),
+    Mutation(
+        "folds: test classes are in reach",
+        "data/folds.py",
+        "        splits.validation,",
+        "        splits.test,",
+        ("data/test_folds.py",),
+    ),
+    Mutation(
+        "folds: every seed is evaluated on the first one",
+        "tables/make.py",
+        "scoring = TableScores(table, runs.data(seed), protocol, where)",
+        "scoring = TableScores(table, runs.data(0), protocol, where)",
+        ("test_tables.py",),
+    ),
 ]
