@@ -2,7 +2,7 @@
 
     title: 5-way 1-shot on miniImageNet
     base: ../conv4_1shot.yaml              # settings of every row: a file, from this one's folder, or written out
-    set: {training.lr: 5e-4}               # laid over base
+    set: {training.lr: 5e-4}               # laid over base, not over a base of a row's own
     seeds: [0, 1, 2]
     reference: pn                          # paired differences are to this row
     protocols: [{way: 5, shot: 1}]         # by default the way and shot of the base
