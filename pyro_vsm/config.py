@@ -60,7 +60,7 @@ class ModelConfig:
         objective: elbo or importance_weighted.
         integrate_z: train with z integrated out in closed form, as in prediction (likelihood generative).
         particles: posterior samples in a training step.
-        beta_z: final weight of KL(q(z|m,S) || p(z|m)); 1 is the evidence lower bound. Without effect under integrate_z.
+        beta_z: final weight of KL(q(z|m,S) || p(z|m)); 1 is the evidence lower bound. Unused under integrate_z.
         beta_m: final weight of KL(q(m|M,S) || p(m|M)).
         warmup: fraction of the training over which both weights rise from 0.
     """
