@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import yaml
 
+from pyro_vsm.cli import main
 from pyro_vsm.data import DataConfig, Splits, load
 from pyro_vsm.data.folds import leave_out
 from pyro_vsm.errors import UserError
@@ -45,3 +47,13 @@ def test_a_data_set_by_its_fold():
     part = load(DataConfig("colour-glyphs", seed=3, fold=1, folds=3), lines.append)
     assert part.identity == leave_out(whole, 1, 3, 3).identity
     assert "fold 1 of 3" in lines[0]
+
+
+def test_results_of_a_fold_say_so(tiny_config, tmp_path):
+    config = tmp_path / "fold.yaml"
+    values = tiny_config(systems=["pn"], training={"steps": 1}, data={"fold": 1, "folds": 3}).to_dict()
+    config.write_text(yaml.safe_dump(values))
+    assert main(["train", "--config", str(config), "--out", str(tmp_path / "run")]) == 0
+    assert "Trained without fold 1 of 3" in (tmp_path / "run" / "table.md").read_text()
+    assert main(["train", "--config", str(config), "--data.fold", "3", "--out", str(tmp_path / "other")]) == 2
+    assert not (tmp_path / "other").exists()
