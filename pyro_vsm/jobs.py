@@ -289,12 +289,8 @@ def compare_systems(
         f"Data: {data.identity()}. Seed of the episodes {e.seed}, of training {config.training.seed}.",
         f"{e.samples} posterior samples. ± is the 95 % interval over episodes; differences are paired.",
         f"Hardware: {hardware(device)}; evaluated in {took:.1f} s.",
+        *config.data.remarks,
     ]
-    if config.data.fold is not None:
-        notes.append(
-            f"Trained without fold {config.data.fold} of {config.data.folds} of the training classes: there the "
-            "classes left out are the validation split, and the validation classes stand in for the test split."
-        )
     report.write_report(rows, folder, "table", title, notes)
     log("\n".join([title, "", report.to_text(rows), "", *notes]))
     return results

@@ -373,6 +373,16 @@ def test_folds_are_of_the_training_classes_alone(definition, tmp_path, tiny_data
     assert "seed s trains without fold s mod 3" in (tmp_path / "both-folds.md").read_text()
 
 
+def test_a_table_of_one_fold_says_what_its_test_classes_are(definition, tmp_path, tiny_data):
+    lines = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_sources, "load", lambda config, log: leave_out(tiny_data, config.fold, config.folds))
+        settings = {"seeds": [0], "only": ["pn"], "override": {"data.fold": 1, "data.folds": 3}}
+        make_table(definition(unknown=False), tmp_path, **settings, log=lines.append)
+    assert "the validation classes stand in for the test split" in (tmp_path / "both.md").read_text()
+    assert str(tiny_data.validation.identity()) in (tmp_path / "both.md").read_text()
+
+
 def test_rows_that_were_not_asked_for_do_not_stop_those_that_were(definition, copied):
     (copied / "runs" / "vsm" / "seed-0" / "record.json").write_text("{")
     lines = []

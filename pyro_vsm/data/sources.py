@@ -63,6 +63,16 @@ class DataConfig:
         ):
             raise UserError(f"split is {self.split}: give three fractions above 0 that add up to 1")
 
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader of results must know of the splits."""
+        if self.fold is None:
+            return []
+        return [
+            f"Trained without fold {self.fold} of {self.folds} of the training classes: there the classes left out "
+            "are the validation split, and the validation classes stand in for the test split."
+        ]
+
 
 SOURCES: dict[str, Callable[[DataConfig], Splits]] = {}
 """The data sets that can be loaded. A further one is a function in a file of its own, put in here."""

@@ -121,6 +121,7 @@ def remarks(
             f"Data: {getattr(data, e.split).identity()}. The same {e.episodes} episodes (seed {e.seed}) for every "
             f"row and training seed; {e.samples} posterior samples where a system samples."
         )
+        notes += runs.config(shown[0], table.seeds[0]).data.remarks
     notes.append(
         f"Mean over {count} training seed{'s' * (count > 1)} ({', '.join(map(str, table.seeds))}). ± beside a mean: "
         "95 % interval over episodes of the seeds' average, 1.96 sd_e(mean_s y) / √E. The classes are held fixed"

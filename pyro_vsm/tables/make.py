@@ -129,8 +129,8 @@ def _write(
     command: str,
     log: Log,
 ) -> list[Path]:
-    part = "left-out" if table.folds else e.split
-    stem = table.path.stem + ("" if part == "test" else "-folds" if table.folds else f"-{part}")
+    part, ending = ("left-out", "-folds") if table.folds else (e.split, "" if e.split == "test" else f"-{e.split}")
+    stem = table.path.stem + ending
     records = {(row.name, s): runs.record(row, s) or {} for row in shown for s in table.seeds}
     rows = [
         summary(row, p, found, table, [records[row.name, s] for s in table.seeds], several=len(table.protocols) > 1)

@@ -67,6 +67,10 @@ class Row:
         """Names of the rows whose runs the settings name."""
         return [v.removeprefix(_RUN) for _, v in leaves(self.settings) if str(v).startswith(_RUN)]
 
+    def fold(self, seed: int) -> int | None:
+        """The fold that the training with this seed leaves out; None where there are no folds."""
+        return seed % self.folds if self.folds else None
+
     def config(self, seed: int, folder_of: Callable[[str], Path]) -> Config:
         """The configuration of the training with this seed.
 
@@ -94,7 +98,7 @@ class Row:
         settings = _replaced(self.settings, lies)
         settings["training"]["seed"] = seed
         if self.folds:
-            settings["data"] |= {"fold": seed % self.folds, "folds": self.folds}
+            settings["data"] |= {"fold": self.fold(seed), "folds": self.folds}
         return Config.from_dict(settings)
 
 

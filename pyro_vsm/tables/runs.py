@@ -43,22 +43,22 @@ class TableRuns:
         self.table, self.out, self.force, self.log = table, out, force, log
         self._whole = data
         self._folds: dict[int, Splits] = {}
-        self._identities: dict[int, dict[str, Any]] = {}
+        self._identities: dict[int | None, dict[str, Any]] = {}
         self.forced: list[str] = []
 
     def data(self, seed: int) -> Splits:
         """The images of the trainings with this seed: all, or those of a fold (only the last one is kept)."""
-        if not self.table.folds:
+        row = self.table.rows[0]
+        fold = row.fold(seed)
+        if fold is None:
             return self._whole
-        fold = seed % self.table.folds
         if fold not in self._folds:
-            config = self.table.rows[0].config(seed, Path).data
-            self._folds = {fold: leave_out(self._whole, fold, self.table.folds, config.seed)}
+            self._folds = {fold: leave_out(self._whole, fold, row.folds, row.settings["data"]["seed"])}
         return self._folds[fold]
 
     def identity(self, seed: int) -> dict[str, Any]:
         """What `data` is, a split."""
-        fold = seed % self.table.folds if self.table.folds else 0
+        fold = self.table.rows[0].fold(seed)
         if fold not in self._identities:
             self._identities[fold] = {split: i.to_dict() for split, i in self.data(seed).identity.items()}
         return self._identities[fold]
