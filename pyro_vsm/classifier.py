@@ -72,6 +72,8 @@ class Classifier(PrototypicalNetwork):
                 f"classifier.teacher: {name} is no classifier of {self.class_count} classes; "
                 "give one that was trained on the same data"
             )
+        encoder = teacher.encoder  # as fast as the student's: it sees the same batches
+        encoder.amp, encoder.compiled, encoder.steady = self.encoder.amp, self.encoder.compiled, True
         self._teachers.append(teacher.eval().requires_grad_(False))
 
     def feed(self, data: ClassImages, config: Config) -> Feed:

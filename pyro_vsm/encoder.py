@@ -21,7 +21,7 @@ class Encoder(nn.Module):
         backbone: the network.
         mean, std: of the training images in [0, 1], one number a channel.
         amp: run the backbone in bfloat16 on CUDA (features come out in float32 all the same).
-        compiled: run the backbone through ``torch.compile`` while training.
+        compiled: run the backbone through ``torch.compile`` while training; always, where ``steady`` is set.
         feature_map: what is done to the backbone's output; by default it is scaled to unit RMS.
         flip, shift: in evaluation, the features of these views are averaged (:func:`~pyro_vsm.views.views`).
         enlarge: in evaluation, images are enlarged by this factor before the backbone, or by each of several.
@@ -34,6 +34,7 @@ class Encoder(nn.Module):
 
     mean: Tensor
     std: Tensor
+    steady = False  # batches of one size are to come, in evaluation, too
 
     def __init__(
         self,
@@ -101,7 +102,7 @@ class Encoder(nn.Module):
         """
         images = view(self.pixels(images))
         # evaluation comes in other batch sizes, each of which would be compiled anew
-        network = self._compiled if self.compiled and self.training else self._network
+        network = self._compiled if self.compiled and (self.training or self.steady) else self._network
         low = self.amp and images.is_cuda
         with torch.autocast(images.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
             h = network(images)

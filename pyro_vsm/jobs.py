@@ -303,5 +303,6 @@ def _file_name(label: str) -> str:
 def hardware(device: torch.device) -> str:
     """What the numbers were measured on."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        number = parallel.size()
+        return (f"{number} x " if number > 1 else "") + torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads"

@@ -437,3 +437,21 @@ def test_distillation_by_hand(head, number):
     assert float(loss.detach()) == pytest.approx(0.7 * cross + 0.3 * divergence + 0.7 * rotation, rel=1e-4)
     assert all(g.abs().max() > 0 for n, g in gradients(loss, student).items() if not n.startswith("tau"))
     assert all(p.grad is None for teacher in teachers for p in teacher.parameters())
+
+
+def test_a_teacher_runs_as_its_student_does():
+    """In bfloat16 and compiled, in evaluation mode, where other models are not; it answers the same all the same."""
+    student = Classifier(Encoder(Conv4(1, 16, width=8), [0.5], [0.25], amp=True), 6, ClassifierConfig(rotations=0))
+    teacher = Classifier(Encoder(Conv4(1, 16, width=8), [0.5], [0.25]), 6, ClassifierConfig())
+    student.encoder.compiled = True
+    student.learn_from(teacher, "teacher")
+    calls = []
+    for model in (student, teacher):
+        network = model.encoder._network
+        model.encoder.__dict__["_compiled"] = lambda x, m=model, n=network: calls.append(m) or n(x)
+    images, labels = torch.rand(5, 1, 16, 16), torch.tensor([0, 3, 1, 5, 3])
+    _, terms = student.classify(images, labels, PROGRESS)
+    assert calls == [student, teacher]
+    assert teacher.encoder.amp
+    teacher.encoder.compiled = student.encoder.compiled = False
+    assert torch.equal(student.classify(images, labels, PROGRESS)[1]["distillation"], terms["distillation"])

@@ -342,6 +342,24 @@ def test_only_some_rows(definition, tmp_path, counting):
     assert trained == ["classifier", "vsm", "pn"]
 
 
+def test_a_table_uses_what_another_trains_for_it(definition, tmp_path, counting):
+    trained, _ = counting
+    path = definition()
+    make_table(path, tmp_path, only=["vsm"], seeds=[1], log=silent)
+    rows = [{"name": "vsm-again", "system": "vsm", "set": {"training.init": "run:start"}}]
+    settings = {"base": "base.yaml", "uses": "both.yaml", "protocols": [{"way": 3, "shot": 1}], "rows": rows}
+    (path.parent / "again.yaml").write_text(yaml.safe_dump(settings))
+    make_table(path.parent / "again.yaml", tmp_path, seeds=[1], log=silent)
+    assert trained == ["classifier", "vsm", "vsm"]  # one start for both
+    assert [r["row"] for r in rows_of(tmp_path, "again")] == ["vsm-again"]  # nothing else of the other table
+    (path.parent / "chain.yaml").write_text(yaml.safe_dump({**settings, "uses": "again.yaml"}))
+    with pytest.raises(UserError, match=r"again\.yaml, which uses another; name that one"):
+        read_table(path.parent / "chain.yaml")
+    (path.parent / "other.yaml").write_text(yaml.safe_dump({**settings, "set": {"data.seed": 7}}))
+    with pytest.raises(UserError, match="row 'start' has other data than base"):
+        read_table(path.parent / "other.yaml")
+
+
 def test_folds_are_of_the_training_classes_alone(definition, tmp_path, tiny_data, counting):
     """Each seed trains without its fold and is evaluated on it; no image of a test class is looked at."""
     hidden = Splits("hidden", tiny_data.train, tiny_data.validation, tiny_data.test)
@@ -424,6 +442,8 @@ WRONG = {
     "base must be a mapping": {"base": 3},
     "has no entry 'sedes'": {"sedes": [1]},
     "rows must be a list": {"rows": {}},
+    "which is not there; name a table from this one's folder": {"uses": "nothing.yaml"},
+    "which uses another": {"uses": "both.yaml"},
     "has no entry 'papper'; entries are": changed(papper=3),
     "row 1: its name is '../x'": changed(name="../x"),
     "row 'pn': there is no system 'pnn'; known are": changed(system="pnn"),

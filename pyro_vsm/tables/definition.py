@@ -8,6 +8,7 @@
     protocols: [{way: 5, shot: 1}]         # by default the way and shot of the base
     unknown: true                          # also: are queries of other classes told from those of the task
     temperature_episodes: 2000             # validation episodes that each temperature is fitted to; 0 for none
+    uses: pretrained.yaml                  # that table's rows which are not shown stand before these
     folds: 4                               # cross-validate over the training classes: seed s leaves fold s mod 4 out
     notes: [what a reader must know]
     rows:
@@ -29,6 +30,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pyro_vsm.config import Config
 from pyro_vsm.errors import UserError
 from pyro_vsm.reading import bool_of, count_of, list_of, mapping, only, text_of, whole
 from pyro_vsm.settings import load_yaml, put, read_settings
@@ -45,6 +47,7 @@ _TABLE = {
     "unknown",
     "temperature_episodes",
     "folds",
+    "uses",
     "notes",
     "rows",
 }
@@ -84,7 +87,9 @@ def read_table(
     protocols = _protocols(text.get("protocols"), (default,), str(path))
     seeds = _seeds(text.get("seeds", [0]) if seeds is None else list(seeds), path)
     folds = count_of(text.get("folds", 0), "folds", path)
-    rows: list[Row] = []
+    rows = _used(text["uses"], path, seeds, override) if "uses" in text else []
+    for row in rows:
+        _check_data(row, seeds, shared, path)
     for number, values in enumerate(rows_text):
         where = f"{path}: row {number + 1}"
         row = _row(mapping(values, where), base, path, where, protocols, override or {}, folds)
@@ -93,9 +98,7 @@ def read_table(
         for needed in row.needs:
             if needed not in [r.name for r in rows]:
                 raise UserError(f"{path}: row {row.name!r} needs run:{needed}, but no row above it has that name")
-        configs = [row.config(seed, Path) for seed in seeds]  # each, as files are named by seed
-        if replace(configs[0].data, fold=shared.data.fold, folds=shared.data.folds) != shared.data:
-            raise UserError(f"{path}: row {row.name!r} has other data than base; a table has one data set")
+        _check_data(row, seeds, shared, path)
         rows.append(row)
     table = Table(
         path,
@@ -205,6 +208,22 @@ def _base(value: Any, path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: there is no base {file}; name a configuration file from the table's folder")
         value, path = load_yaml(file), file
     return mapping(copy.deepcopy(value), f"{path}: base")
+
+
+def _check_data(row: Row, seeds: Sequence[int], shared: Config, path: Path) -> None:
+    configs = [row.config(seed, Path) for seed in seeds]  # each, as files are named by seed
+    if replace(configs[0].data, fold=shared.data.fold, folds=shared.data.folds) != shared.data:
+        raise UserError(f"{path}: row {row.name!r} has other data than base; a table has one data set")
+
+
+def _used(value: Any, path: Path, seeds: Sequence[int], override: Mapping[str, Any] | None) -> list[Row]:
+    """The rows of another table that are trained for others alone."""
+    file = path.parent / text_of(value, "uses", path)
+    if not file.is_file():
+        raise UserError(f"{path}: uses names {file}, which is not there; name a table from this one's folder")
+    if "uses" in mapping(load_yaml(file), str(file)):
+        raise UserError(f"{path}: it uses {file}, which uses another; name that one")
+    return [row for row in read_table(file, seeds=seeds, override=override).rows if not row.shown]
 
 
 def _first_shown(rows: list[Row], path: Path) -> str:
