@@ -19,6 +19,7 @@ class ClassifierConfig:
         rotations: copies of each image turned by a random one of 90, 180 and 270 degrees, whose angle a second
             head tells (self-supervision); 0 for none.
         rotation_weight: of that head's cross-entropy.
+        rotation_from: what that head sees, the features or the logits of the classes.
         smoothing: label smoothing, in [0, 1).
         teacher: a trained classifier (run folder or file) that is distilled; of a list of several, the mean of their
             probabilities.
@@ -34,6 +35,7 @@ class ClassifierConfig:
     tau: float = 10.0
     rotations: int = 1
     rotation_weight: float = 1.0
+    rotation_from: Literal["features", "logits"] = "features"
     smoothing: float = 0.0
     teacher: Union[str, list[str], None] = None  # noqa: UP007
     distillation: float = 0.5
@@ -54,6 +56,8 @@ class ClassifierConfig:
                 f"classifier: mix={self.mix!r}, mix_alpha={self.mix_alpha}, mix_share={self.mix_share}; "
                 "give none, mixup or cutmix, a number above 0 and a fraction in [0, 1]"
             )
+        if self.rotation_from not in ("features", "logits"):
+            raise UserError(f"classifier.rotation_from is {self.rotation_from!r}; give features or logits")
         if self.batch < 1 or self.rotations < 0 or self.rotation_weight < 0 or not self.tau > 0:
             raise UserError(
                 f"classifier: batch={self.batch}, rotations={self.rotations}, tau={self.tau}, "

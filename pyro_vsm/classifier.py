@@ -58,7 +58,8 @@ class Classifier(PrototypicalNetwork):
         dim = encoder.backbone.dim
         cosine = config.head == "cosine"
         self.head = CosineHead(dim, classes, config.tau) if cosine else nn.Linear(dim, classes)
-        self.rotation_head = nn.Linear(dim, 4) if config.rotations else None
+        seen = classes if config.rotation_from == "logits" else dim
+        self.rotation_head = nn.Linear(seen, 4) if config.rotations else None
         self._teachers: list[Classifier] = []  # in a list: their weights are no part of this model
 
     def learn_from(self, teacher: FewShotModel, name: str) -> None:
@@ -125,7 +126,8 @@ class Classifier(PrototypicalNetwork):
             terms["distillation"] = divergence.detach()
         if self.rotation_head is not None and angles is not None:
             with full_precision(h):
-                turned = F.cross_entropy(self.rotation_head(h), angles)
+                seen = logits if c.rotation_from == "logits" else h
+                turned = F.cross_entropy(self.rotation_head(seen), angles)
             loss = loss + c.rotation_weight * turned
             terms["rotation"] = turned.detach()
         return loss, terms

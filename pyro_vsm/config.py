@@ -96,7 +96,8 @@ class TrainingConfig:
         lr: learning rate of the backbone (Adam).
         head_lr: learning rate of everything else.
         weight_decay: decoupled (AdamW).
-        schedule: of the learning rates: cosine to zero, or constant.
+        schedule: of the learning rates: cosine to zero, constant, or steps, a tenth after each of the milestones.
+        milestones: with schedule steps, the fractions of the training after which the rates fall.
         clip: largest norm of the gradient; 0 for none.
         bad_steps: stop after so many steps in a row whose loss or gradient is not finite; every such step is skipped
             and counted in the log (looked at every log_every steps).
@@ -125,7 +126,8 @@ class TrainingConfig:
     lr: float = 2e-3
     head_lr: float = 2e-3
     weight_decay: float = 0.0
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "steps"] = "cosine"
+    milestones: list[float] = field(default_factory=lambda: [0.9])
     clip: float = 5.0
     bad_steps: int = 10
     ema: float = 0.99
@@ -159,6 +161,10 @@ class TrainingConfig:
             raise UserError(
                 f"training: lr={self.lr}, head_lr={self.head_lr}, weight_decay={self.weight_decay}, "
                 f"clip={self.clip}, ema={self.ema}; rates cannot be negative and ema lies in [0, 1)"
+            )
+        if not all(0 < m < 1 for m in self.milestones) or self.milestones != sorted(set(self.milestones)):
+            raise UserError(
+                f"training.milestones are {self.milestones}; give rising fractions between 0 and 1, [0.6, 0.8] say"
             )
         if self.bad_steps < 1:
             raise UserError(f"training.bad_steps is {self.bad_steps}; give at least 1")

@@ -21,7 +21,7 @@ from pyro_vsm.backbones import Backbone
 from pyro_vsm.backbones.conv4 import Conv4
 from pyro_vsm.baselines import MAML, Versa
 from pyro_vsm.baselines.rfs import RFS, logistic_regression
-from pyro_vsm.classifier import Classifier
+from pyro_vsm.classifier import Classifier, rotated
 from pyro_vsm.config import ClassifierConfig, MAMLConfig, RFSConfig, VersaConfig
 from pyro_vsm.encoder import Encoder
 from pyro_vsm.errors import UserError
@@ -437,6 +437,27 @@ def test_distillation_by_hand(head, number):
     assert float(loss.detach()) == pytest.approx(0.7 * cross + 0.3 * divergence + 0.7 * rotation, rel=1e-4)
     assert all(g.abs().max() > 0 for n, g in gradients(loss, student).items() if not n.startswith("tau"))
     assert all(p.grad is None for teacher in teachers for p in teacher.parameters())
+
+
+def test_rotation_told_from_the_logits():
+    """As Rajasegaran et al. 2020 do; the cross-entropy of the angle from the classes' logits."""
+    options = {"rotations": 3, "rotation_from": "logits", "rotation_weight": 0.7}
+    model = Classifier(Encoder(Conv4(1, 16, width=8), [0.5], [0.25]), 6, ClassifierConfig(**options))
+    assert model.rotation_head.weight.shape == (4, 6)
+    images, labels = torch.rand(5, 1, 16, 16), torch.tensor([0, 3, 1, 5, 3])
+    torch.manual_seed(0)
+    copies, angles = rotated(images, 3)
+    torch.manual_seed(0)
+    loss, terms = model.classify(images, labels, PROGRESS)
+    logits, _ = model.logits_of(copies)
+    expected = F.cross_entropy(model.rotation_head(logits), angles)
+    total = F.cross_entropy(logits, labels.repeat(4)) + 0.7 * expected
+    assert len(copies) == 20
+    assert float(terms["rotation"]) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(float(total.detach()), rel=1e-5)
+    wanted = gradients(total, model)  # the angle teaches the classes' head, too
+    for name, gradient in gradients(loss, model).items():
+        torch.testing.assert_close(gradient, wanted[name], atol=1e-6, rtol=1e-4)
 
 
 def test_a_teacher_runs_as_its_student_does():

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from pyro_vsm.baselines import PrototypicalNetwork
+from pyro_vsm.config import TrainingConfig
 from pyro_vsm.errors import UserError
 from pyro_vsm.fewshot import FewShotModel
 from pyro_vsm.likelihood import LIKELIHOODS
@@ -156,6 +157,24 @@ def test_constant_schedule(make_trainer):
     trainer.step = 7
     trainer._schedule()
     assert [g["lr"] for g in trainer.optimizer.param_groups] == [0.4, 0.2]
+
+
+def test_schedule_in_steps(make_trainer):
+    trainer = make_trainer(
+        training={"schedule": "steps", "milestones": [0.5, 0.75], "steps": 8, "lr": 0.4, "head_lr": 0.2}
+    )
+    seen = []
+    for trainer.step in range(8):
+        trainer._schedule()
+        seen.append([g["lr"] for g in trainer.optimizer.param_groups])
+    wanted = [[0.4, 0.2]] * 4 + [[0.04, 0.02]] * 2 + [[0.004, 0.002]] * 2
+    torch.testing.assert_close(torch.tensor(seen), torch.tensor(wanted))
+
+
+@pytest.mark.parametrize("milestones", [[0.8, 0.6], [0.0], [1.0], [0.5, 0.5]])
+def test_milestones_that_cannot_be(milestones):
+    with pytest.raises(UserError, match=r"training\.milestones are .*give rising fractions between 0 and 1"):
+        TrainingConfig(milestones=milestones)
 
 
 def test_warmup_of_the_kl_weights(make_trainer):

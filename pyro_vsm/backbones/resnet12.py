@@ -42,9 +42,15 @@ class DropBlock(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Three 3x3 convolutions with a projected shortcut, LeakyReLU(0.1), 2x2 max pooling, optional DropBlock."""
+    """Three 3x3 convolutions with a projected shortcut, LeakyReLU(0.1), 2x2 max pooling, optional DropBlock.
 
-    def __init__(self, inputs: int, outputs: int, drop: float = 0.0):
+    Args:
+        inputs, outputs: channels.
+        drop: its rate.
+        size: side of its patches; 1 is ordinary dropout.
+    """
+
+    def __init__(self, inputs: int, outputs: int, drop: float = 0.0, size: int = 5):
         super().__init__()
         self.main = nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
@@ -57,7 +63,7 @@ class ResidualBlock(nn.Module):
             nn.BatchNorm2d(outputs),
         )
         self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
-        self.tail = nn.Sequential(nn.LeakyReLU(0.1, inplace=True), nn.MaxPool2d(2), DropBlock(drop))
+        self.tail = nn.Sequential(nn.LeakyReLU(0.1, inplace=True), nn.MaxPool2d(2), DropBlock(drop, size))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, outputs, H // 2, W // 2]``."""
@@ -73,13 +79,20 @@ class ResNet12(Backbone):
         image_size: at least 16 pixels.
         widths: channels of the four blocks; the last is the feature dimension.
         drop: DropBlock rate of the last two blocks.
+        dropout: rate of dropout after the first two.
 
     Raises:
         UserError: images too small for four poolings, or widths that are not four positive numbers.
     """
 
     def __init__(
-        self, channels: int, image_size: int, *, widths: Sequence[int] = (64, 160, 320, 640), drop: float = 0.0
+        self,
+        channels: int,
+        image_size: int,
+        *,
+        widths: Sequence[int] = (64, 160, 320, 640),
+        drop: float = 0.0,
+        dropout: float = 0.0,
     ):
         super().__init__(channels, image_size)
         if image_size < 16:
@@ -88,7 +101,10 @@ class ResNet12(Backbone):
             raise UserError(f"resnet12: widths are {list(widths)}; give four whole numbers from 1 on")
         sizes = [channels, *widths]
         self.blocks = nn.Sequential(
-            *(ResidualBlock(a, b, drop if i >= 2 else 0.0) for i, (a, b) in enumerate(pairwise(sizes)))
+            *(
+                ResidualBlock(a, b, drop) if i >= 2 else ResidualBlock(a, b, dropout, size=1)
+                for i, (a, b) in enumerate(pairwise(sizes))
+            )
         )
         self.dim, self.any_size = widths[-1], True
         for module in self.modules():
@@ -104,5 +120,5 @@ class ResNet12(Backbone):
 class HalfResNet12(ResNet12):
     """ResNet-12 of half the widths: 320 features, a quarter of the work."""
 
-    def __init__(self, channels: int, image_size: int, *, drop: float = 0.0):
-        super().__init__(channels, image_size, widths=(32, 80, 160, 320), drop=drop)
+    def __init__(self, channels: int, image_size: int, *, drop: float = 0.0, dropout: float = 0.0):
+        super().__init__(channels, image_size, widths=(32, 80, 160, 320), drop=drop, dropout=dropout)
