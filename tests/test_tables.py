@@ -353,8 +353,10 @@ def test_a_table_uses_what_another_trains_for_it(definition, tmp_path, counting)
     assert trained == ["classifier", "vsm", "vsm"]  # one start for both
     assert [r["row"] for r in rows_of(tmp_path, "again")] == ["vsm-again"]  # nothing else of the other table
     (path.parent / "chain.yaml").write_text(yaml.safe_dump({**settings, "uses": "again.yaml"}))
-    with pytest.raises(UserError, match=r"again\.yaml, which uses another; name that one"):
-        read_table(path.parent / "chain.yaml")
+    assert [r.name for r in read_table(path.parent / "chain.yaml").rows] == ["start", "vsm-again"]
+    (path.parent / "again.yaml").write_text(yaml.safe_dump({**settings, "uses": "chain.yaml"}))
+    with pytest.raises(UserError, match=r"again\.yaml, which uses it in turn; take one of the two out"):
+        read_table(path.parent / "again.yaml")
     (path.parent / "other.yaml").write_text(yaml.safe_dump({**settings, "set": {"data.seed": 7}}))
     with pytest.raises(UserError, match="row 'start' has other data than base"):
         read_table(path.parent / "other.yaml")
@@ -443,7 +445,7 @@ WRONG = {
     "has no entry 'sedes'": {"sedes": [1]},
     "rows must be a list": {"rows": {}},
     "which is not there; name a table from this one's folder": {"uses": "nothing.yaml"},
-    "which uses another": {"uses": "both.yaml"},
+    "which uses it in turn": {"uses": "both.yaml"},
     "has no entry 'papper'; entries are": changed(papper=3),
     "row 1: its name is '../x'": changed(name="../x"),
     "row 'pn': there is no system 'pnn'; known are": changed(system="pnn"),

@@ -56,7 +56,11 @@ _SHORT = "; see the head of pyro_vsm/tables/definition.py for an example"
 
 
 def read_table(
-    path: Path | str, *, seeds: Sequence[int] | None = None, override: Mapping[str, Any] | None = None
+    path: Path | str,
+    *,
+    seeds: Sequence[int] | None = None,
+    override: Mapping[str, Any] | None = None,
+    users: Sequence[Path] = (),
 ) -> Table:
     """Read a table's definition and build every configuration once, so that no mistake is found late.
 
@@ -64,6 +68,7 @@ def read_table(
         path: TABLE.yaml.
         seeds: instead of those in the file.
         override: dotted settings laid over those of every row.
+        users: the tables that use this one.
 
     Raises:
         UserError: what is wrong in it, and where.
@@ -87,7 +92,7 @@ def read_table(
     protocols = _protocols(text.get("protocols"), (default,), str(path))
     seeds = _seeds(text.get("seeds", [0]) if seeds is None else list(seeds), path)
     folds = count_of(text.get("folds", 0), "folds", path)
-    rows = _used(text["uses"], path, seeds, override) if "uses" in text else []
+    rows = _used(text["uses"], path, seeds, override, users) if "uses" in text else []
     for row in rows:
         _check_data(row, seeds, shared, path)
     for number, values in enumerate(rows_text):
@@ -216,14 +221,17 @@ def _check_data(row: Row, seeds: Sequence[int], shared: Config, path: Path) -> N
         raise UserError(f"{path}: row {row.name!r} has other data than base; a table has one data set")
 
 
-def _used(value: Any, path: Path, seeds: Sequence[int], override: Mapping[str, Any] | None) -> list[Row]:
+def _used(
+    value: Any, path: Path, seeds: Sequence[int], override: Mapping[str, Any] | None, users: Sequence[Path]
+) -> list[Row]:
     """The rows of another table that are trained for others alone."""
     file = path.parent / text_of(value, "uses", path)
     if not file.is_file():
         raise UserError(f"{path}: uses names {file}, which is not there; name a table from this one's folder")
-    if "uses" in mapping(load_yaml(file), str(file)):
-        raise UserError(f"{path}: it uses {file}, which uses another; name that one")
-    return [row for row in read_table(file, seeds=seeds, override=override).rows if not row.shown]
+    users = [*users, path.resolve()]
+    if file.resolve() in users:
+        raise UserError(f"{path}: it uses {file}, which uses it in turn; take one of the two out")
+    return [row for row in read_table(file, seeds=seeds, override=override, users=users).rows if not row.shown]
 
 
 def _first_shown(rows: list[Row], path: Path) -> str:
