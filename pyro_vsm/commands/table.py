@@ -29,7 +29,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", help="Training seeds, instead of the table's.")
     parser.add_argument(
         "--only", type=str, nargs="+", default=[], metavar="ROW",
-        help="Train these rows and what they need; of the others, show what is finished.",
+        help="Train these rows and what they need; of the others, show what has been evaluated before.",
     )  # fmt: skip
     split = Literal["test", "validation"] | None
     parser.add_argument("--evaluation.split", type=split, help="Classes to evaluate on.")

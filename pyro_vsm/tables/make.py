@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def make_table(
         out: folder of the tables; runs are kept in ``out/runs/ROW/seed-S``.
         root: folder of the data set.
         seeds: of the trainings, instead of the table's.
-        only: rows to train and show, with what they need; others are shown if they are finished.
+        only: rows to train and show, with what they need; others are shown if they have been evaluated before.
         evaluation: changes of `config.EvaluationConfig`: split, episodes, samples, seed.
         override: dotted settings laid over those of every row.
         device: where to compute.
@@ -85,28 +85,36 @@ def make_table(
             if not runs.train(row, seed):
                 log("Go on with the same command.")
                 return None
-    shown = [r for r in table.rows if r.shown and (r in wanted or _there(runs, r, log))]
+
+    def scores_of(seed: int) -> TableScores:
+        return TableScores(table, runs.data(seed), protocol, where) if table.folds else scoring
+
+    shown = [r for r in table.rows if r.shown and (r in wanted or _there(runs, scores_of, r, log))]
     if not shown:
         log(f"No row to show: {', '.join(r.name for r in wanted)} are not shown.")
         return []
     found: Found = {}
     for seed in table.seeds:
-        if table.folds:
-            scoring = TableScores(table, runs.data(seed), protocol, where)
+        scores = scores_of(seed)
         for row in shown:
             log(f"{row.name}, seed {seed}: evaluating")
-            found.setdefault(row.name, {})[seed] = scoring.of(runs.model(row, seed), row.protocols)
+            found.setdefault(row.name, {})[seed] = scores.of(runs.model(row, seed), row.protocols)
     given = command_line(path, root, seeds, only, evaluation or {}, override or {})
     return _write(table, shown, found, runs, data, protocol, where, given, log)
 
 
-def _there(runs: TableRuns, row: Row, log: Log) -> bool:
-    """Whether a row that was not asked for can be shown all the same."""
+def _there(runs: TableRuns, scores_of: Callable[[int], TableScores], row: Row, log: Log) -> bool:
+    """Whether a row that was not asked for can be shown all the same, with no training and no evaluation."""
+    seeds = runs.table.seeds
     try:
-        return all(runs.finished(row, seed) for seed in runs.table.seeds)
+        if not all(runs.finished(row, seed) for seed in seeds):
+            return False
+        if all(scores_of(seed).kept(runs.model(row, seed), row.protocols) for seed in seeds):
+            return True
+        log(f"Left out: {row.name} is trained, but not evaluated like this yet; name it, too, or leave --only out")
     except UserError as error:
         log(f"Left out: {error}")
-        return False
+    return False
 
 
 def _wanted(table: Table, only: Sequence[str]) -> list[Row]:

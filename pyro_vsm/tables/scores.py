@@ -116,6 +116,11 @@ class TableScores:
                 found[p] = scores
         return {p: found[p] for p in keys}
 
+    def kept(self, model: Path, protocols: Iterable[Protocol]) -> bool:
+        """Whether :meth:`of` would find everything beside the model and evaluate nothing."""
+        digest = sha256(model)
+        return all(_read(self._stem(model, p), self._key(p, digest)) is not None for p in protocols)
+
     def _evaluate(
         self, model: Evaluable, features: Tensor, fitting: Tensor, p: Protocol, stem: Path, key: str
     ) -> None:
