@@ -25,6 +25,7 @@ class Encoder(nn.Module):
         feature_map: what is done to the backbone's output; by default it is scaled to unit RMS.
         flip, shift: in evaluation, the features of these views are averaged (:func:`~pyro_vsm.views.views`).
         enlarge: in evaluation, images are enlarged by this factor before the backbone, or by each of several.
+        pieces: in evaluation, average also over pieces of this fraction of an image's side.
         cached: the backbone is frozen, and its outputs may be kept (:mod:`pyro_vsm.feature_cache`).
 
     Raises:
@@ -48,6 +49,7 @@ class Encoder(nn.Module):
         flip: bool = False,
         shift: int = 0,
         enlarge: float | Sequence[float] = 1.0,
+        pieces: float = 1.0,
         cached: bool = False,
     ):
         super().__init__()
@@ -56,7 +58,7 @@ class Encoder(nn.Module):
                 f"encoder: {len(mean)} means and {len(std)} deviations for {backbone.channels} channels; "
                 "give one each"
             )
-        self.views = views(flip, shift, enlarge)
+        self.views = views(flip, shift, enlarge, pieces)
         if any(v.enlarge > 1 for v in self.views) and not backbone.any_size:
             raise UserError(
                 f"features.enlarge is {enlarge}, but this backbone takes images of one size; leave it at 1, or "

@@ -92,7 +92,9 @@ def raw_features(encoder: Encoder, data: ClassImages, device: torch.device, view
 
 def _key(encoder: Encoder, data: ClassImages, view: View) -> str:
     """Hash of everything that the outputs depend on: layers, weights, normalisation and pixels."""
-    total = hashlib.sha256(f"{encoder.backbone} {view.enlarge} {view} {data.identity().sha256}".encode())
+    total = hashlib.sha256(
+        f"{encoder.backbone} {view.enlarge} {view}{view.piece or ''} {data.identity().sha256}".encode()
+    )
     for name, value in sorted({**encoder.backbone.state_dict(), "mean": encoder.mean, "std": encoder.std}.items()):
         total.update(
             name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

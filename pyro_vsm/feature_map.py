@@ -26,6 +26,8 @@ class FeatureConfig:
         enlarge: in evaluation, images are enlarged by this factor before the backbone, at least 1. A backbone trained
             on random pieces has seen things larger than they are in whole images (Touvron et al. 2019). Of several
             factors, ``[1.0, 1.2]`` say, the features at all these sizes are averaged.
+        pieces: in evaluation, average also over five pieces of the image, its centre and its four corners, with sides
+            of this fraction of the image's, scaled to its size; 1 is off. Each image is encoded six times as often.
     """
 
     power: float = 1.0
@@ -35,6 +37,7 @@ class FeatureConfig:
     flip: bool = False
     shift: int = 0
     enlarge: Union[float, list[float]] = 1.0  # noqa: UP007  jsonargparse reads this form on Python 3.10
+    pieces: float = 1.0
 
 
 def unit_rms(h: Tensor) -> Tensor:

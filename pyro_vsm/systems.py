@@ -18,6 +18,7 @@ from pyro_vsm.encoder import Encoder
 from pyro_vsm.errors import UserError
 from pyro_vsm.feature_map import FeatureMap
 from pyro_vsm.fewshot import FewShotModel
+from pyro_vsm.views import PLAIN
 from pyro_vsm.vsm import VSM
 
 
@@ -131,8 +132,8 @@ def maml(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) -> 
     """Model-agnostic meta-learning, of second order unless configured otherwise."""
     if config.training.freeze:
         raise UserError("maml adapts its encoder; leave training.freeze off")
-    if any(view.enlarge != 1 for view in encoder.views):
-        raise UserError("maml adapts to images as large as those of its training; leave features.enlarge at 1")
+    if encoder.views != [PLAIN]:
+        raise UserError("maml adapts to images as they are; leave features.flip, shift, enlarge and pieces off")
     return MAML(encoder, config.maml, config.episodes.way)
 
 
@@ -181,7 +182,7 @@ def build_model(
     try:
         backbone = BACKBONES.build(config.model.backbone, images.channels, images.size, trusted=trusted)
         settings = dict(vars(config.features))
-        evaluation = {name: settings.pop(name) for name in ("flip", "shift", "enlarge")}
+        evaluation = {name: settings.pop(name) for name in ("flip", "shift", "enlarge", "pieces")}
         feature_map = FeatureMap(backbone.dim, **settings)
         encoder = Encoder(
             backbone,

@@ -1,9 +1,10 @@
-"""The views of one image whose features are averaged in evaluation: mirrored, moved by some pixels, enlarged."""
+"""The views of one image whose features are averaged in evaluation: mirrored, moved, enlarged, pieces of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,19 +20,28 @@ class View:
         mirrored: left and right exchanged.
         down, right: moved by so many pixels; black comes in, as under ``augment.pad``.
         enlarge: scaled by this factor, after it was moved.
+        piece: side of a square that is cut out, as a fraction of the image's, and where it lies between top and
+            bottom and between left and right, each from 0 to 1; scaled to the image's size. None for all of it.
     """
 
     mirrored: bool = False
     down: int = 0
     right: int = 0
-    enlarge: float = field(default=1.0, repr=False)  # caches know views of one size by their representation
+    # caches know views of one size by their representation
+    enlarge: float = field(default=1.0, repr=False)
+    piece: tuple[float, float, float] | None = field(default=None, repr=False)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Of square images ``[B, C, H, W]``; floating point, if they are enlarged."""
+        """Of square images ``[B, C, H, W]``; floating point, if they are enlarged or cut."""
         if self.down or self.right:
             images = F.pad(images, (self.right, -self.right, self.down, -self.down))
-        if self.enlarge != 1:
-            size = round(self.enlarge * images.shape[-1])
+        size = round(self.enlarge * images.shape[-1])
+        if self.piece:
+            side, down, right = self.piece
+            cut = max(1, round(side * images.shape[-1]))
+            top, left = (round(place * (images.shape[-1] - cut)) for place in (down, right))
+            images = images[..., top : top + cut, left : left + cut]
+        if images.shape[-1] != size:
             images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
         return images.flip(-1) if self.mirrored else images
 
@@ -39,19 +49,25 @@ class View:
 PLAIN = View()
 
 
-def views(flip: bool, shift: int, enlarge: float | Sequence[float] = 1.0) -> list[View]:
+def views(flip: bool, shift: int = 0, enlarge: float | Sequence[float] = 1.0, pieces: float = 1.0) -> list[View]:
     """The image itself; with ``shift``, moved towards its four corners, too; with ``flip``, all of these mirrored.
 
-    All of them at each of the sizes in ``enlarge``. The image itself, at the first size, comes first.
+    With ``pieces`` below 1, also its centre and its four corners, cut out and enlarged. All of them at each of the
+    sizes in ``enlarge``. The image itself, at the first size, comes first.
 
     Raises:
-        UserError: a negative shift; no factor, one twice, or one that is not from 1 to 8.
+        UserError: a negative shift; no factor, one twice, or one that is not from 1 to 8; pieces below a tenth.
     """
     if shift < 0:
         raise UserError(f"features.shift is {shift}; give a number of pixels from 0 on")
     factors = [enlarge] if isinstance(enlarge, (int, float)) else list(enlarge)
     if not factors or len({*factors}) < len(factors) or not all(1 <= f <= 8 for f in factors):
         raise UserError(f"features.enlarge is {enlarge}; give a factor from 1 to 8, or several different ones")
-    moves = [(0, 0)] + [(a, b) for a in (-shift, shift) for b in (-shift, shift) if shift]
+    if not 0.1 <= pieces <= 1:
+        raise UserError(f"features.pieces is {pieces}; give a fraction of the image's side from 0.1 to 1")
+    whole = [View(down=a, right=b) for a, b in ((0, 0), *product((-shift, shift), repeat=2))]
+    kinds = whole if shift else whole[:1]
+    if pieces < 1:
+        kinds += [View(piece=(pieces, a, b)) for a, b in ((0.5, 0.5), *product((0.0, 1.0), repeat=2))]
     turns = (False, True) if flip else (False,)
-    return [View(mirrored, *move, float(factor)) for factor in factors for mirrored in turns for move in moves]
+    return [replace(v, mirrored=m, enlarge=float(f)) for f in factors for m in turns for v in kinds]

@@ -144,6 +144,39 @@ def test_views():
     assert len(set(views(True, 2))) == len(views(True, 2)) == 10
 
 
+def test_pieces():
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    assert View(piece=(0.5, 0.0, 1.0))(x).shape == x.shape
+    corners = [View(piece=(0.25, a, b))(x).unique().tolist() for a in (0.0, 1.0) for b in (0.0, 1.0)]
+    assert corners == [[0.0], [3.0], [12.0], [15.0]]
+    centre = View(piece=(0.5, 0.5, 0.5))(x)
+    wanted = torch.nn.functional.interpolate(x[..., 1:3, 1:3], size=(4, 4), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(centre, wanted)
+    torch.testing.assert_close(View(True, piece=(0.5, 0.5, 0.5))(x), wanted.flip(-1))
+    assert View(enlarge=2.0, piece=(0.5, 0.5, 0.5))(x).shape == (1, 1, 8, 8)
+    assert views(False)[0] == views(True, 2, 1.0, 0.8)[0] == View()
+    assert len(views(False, pieces=0.8)) == 6
+    assert len(set(views(True, 2, [1.0, 1.5], 0.8))) == 2 * 2 * (5 + 5)
+    assert {v.piece for v in views(False, pieces=0.8)} == {
+        None, (0.8, 0.5, 0.5), (0.8, 0.0, 0.0), (0.8, 0.0, 1.0), (0.8, 1.0, 0.0), (0.8, 1.0, 1.0)
+    }  # fmt: skip
+    for pieces in (0.05, 1.1, float("nan")):
+        with pytest.raises(UserError, match=r"features\.pieces is .*give a fraction of the image's side"):
+            views(False, pieces=pieces)
+
+
+@pytest.mark.parametrize("pieces", [0.75, 0.5])
+def test_features_of_pieces_are_averaged_and_kept(folder, pieces):
+    system = model(flip=True, pieces=pieces)
+    x = images().images
+    alone = [
+        model(flip=False).encoder.eval()(view(model().encoder.pixels(x))) for view in views(True, 0, 1.0, pieces)
+    ]
+    torch.testing.assert_close(system.encoder.eval()(x), torch.stack(alone).mean(0))
+    torch.testing.assert_close(split_features(system, images()), torch.stack(alone).mean(0))
+    assert len(list(folder.iterdir())) == 12
+
+
 def test_features_are_means_over_the_views():
     encoder = model(flip=True, shift=2).encoder.eval()
     x = images().images
