@@ -58,6 +58,8 @@ class ClassifierConfig:
             )
         if self.rotation_from not in ("features", "logits"):
             raise UserError(f"classifier.rotation_from is {self.rotation_from!r}; give features or logits")
+        if self.rotation_from == "logits" and not self.rotations:
+            raise UserError("classifier: rotation_from=logits without turned copies; give rotations from 1 on")
         if self.batch < 1 or self.rotations < 0 or self.rotation_weight < 0 or not self.tau > 0:
             raise UserError(
                 f"classifier: batch={self.batch}, rotations={self.rotations}, tau={self.tau}, "

@@ -97,7 +97,7 @@ class TrainingConfig:
         head_lr: learning rate of everything else.
         weight_decay: decoupled (AdamW).
         schedule: of the learning rates: cosine to zero, constant, or steps, a tenth after each of the milestones.
-        milestones: with schedule steps, the fractions of the training after which the rates fall.
+        milestones: fractions of the training after which the rates fall; for schedule steps, and there at least one.
         clip: largest norm of the gradient; 0 for none.
         bad_steps: stop after so many steps in a row whose loss or gradient is not finite; every such step is skipped
             and counted in the log (looked at every log_every steps).
@@ -127,7 +127,7 @@ class TrainingConfig:
     head_lr: float = 2e-3
     weight_decay: float = 0.0
     schedule: Literal["cosine", "constant", "steps"] = "cosine"
-    milestones: list[float] = field(default_factory=lambda: [0.9])
+    milestones: list[float] = field(default_factory=list)
     clip: float = 5.0
     bad_steps: int = 10
     ema: float = 0.99
@@ -165,6 +165,11 @@ class TrainingConfig:
         if not all(0 < m < 1 for m in self.milestones) or self.milestones != sorted(set(self.milestones)):
             raise UserError(
                 f"training.milestones are {self.milestones}; give rising fractions between 0 and 1, [0.6, 0.8] say"
+            )
+        if (self.schedule == "steps") != bool(self.milestones):
+            raise UserError(
+                f"training: schedule={self.schedule!r} with milestones {self.milestones}; rates fall at milestones, "
+                "one or more, under schedule steps alone"
             )
         if self.bad_steps < 1:
             raise UserError(f"training.bad_steps is {self.bad_steps}; give at least 1")

@@ -139,10 +139,9 @@ class Trainer:
         """Learning rates, averaging rate and progress for the step to come."""
         t = self.config.training
         done = self.step / max(t.steps, 1)
+        factor = 0.1 ** sum(done >= m for m in t.milestones)  # 1 but under steps
         if t.schedule == "cosine":
             factor = 0.5 * (1 + math.cos(math.pi * done))
-        else:
-            factor = 0.1 ** sum(done >= m for m in t.milestones) if t.schedule == "steps" else 1.0
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate * factor)

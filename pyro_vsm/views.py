@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 from torch import Tensor
@@ -27,9 +27,8 @@ class View:
     mirrored: bool = False
     down: int = 0
     right: int = 0
-    # caches know views of one size by their representation
-    enlarge: float = field(default=1.0, repr=False)
-    piece: tuple[float, float, float] | None = field(default=None, repr=False)
+    enlarge: float = 1.0
+    piece: tuple[float, float, float] | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
         """Of square images ``[B, C, H, W]``; floating point, if they are enlarged or cut."""
@@ -65,8 +64,9 @@ def views(flip: bool, shift: int = 0, enlarge: float | Sequence[float] = 1.0, pi
         raise UserError(f"features.enlarge is {enlarge}; give a factor from 1 to 8, or several different ones")
     if not 0.1 <= pieces <= 1:
         raise UserError(f"features.pieces is {pieces}; give a fraction of the image's side from 0.1 to 1")
-    whole = [View(down=a, right=b) for a, b in ((0, 0), *product((-shift, shift), repeat=2))]
-    kinds = whole if shift else whole[:1]
+    kinds = [View()]
+    if shift:
+        kinds += [View(down=a, right=b) for a, b in product((-shift, shift), repeat=2)]
     if pieces < 1:
         kinds += [View(piece=(pieces, a, b)) for a, b in ((0.5, 0.5), *product((0.0, 1.0), repeat=2))]
     turns = (False, True) if flip else (False,)

@@ -460,6 +460,18 @@ def test_rotation_told_from_the_logits():
         torch.testing.assert_close(gradient, wanted[name], atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rotation_from": "pixels"}, "give features or logits"),
+        ({"rotation_from": "logits", "rotations": 0}, "from 1 on"),
+    ],
+)
+def test_rotation_that_nothing_can_tell(settings, message):
+    with pytest.raises(UserError, match=message):
+        ClassifierConfig(**settings)
+
+
 def test_a_teacher_runs_as_its_student_does():
     """In bfloat16 and compiled, in evaluation mode, where other models are not; it answers the same all the same."""
     student = Classifier(Encoder(Conv4(1, 16, width=8), [0.5], [0.25], amp=True), 6, ClassifierConfig(rotations=0))

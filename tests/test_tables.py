@@ -352,7 +352,9 @@ def test_rows_that_were_not_asked_for_are_not_evaluated(definition, tmp_path, co
     make_table(path, tmp_path, only=["vsm"], seeds=[1], evaluation={"episodes": 7}, log=said.append)
     assert evaluated == ["vsm"]
     assert [r["row"] for r in rows_of(tmp_path)] == ["vsm"]
-    assert any("Left out: pn is trained, but not evaluated like this yet; name it, too" in line for line in said)
+    assert any(
+        "Left out: pn is trained, but not evaluated like this; name it in --only, too" in line for line in said
+    )
 
 
 def test_a_table_uses_what_another_trains_for_it(definition, tmp_path, counting):
@@ -371,6 +373,9 @@ def test_a_table_uses_what_another_trains_for_it(definition, tmp_path, counting)
     with pytest.raises(UserError, match=r"again\.yaml, which uses it in turn; take one of the two out"):
         read_table(path.parent / "again.yaml")
     (path.parent / "other.yaml").write_text(yaml.safe_dump({**settings, "set": {"data.seed": 7}}))
+    with pytest.raises(UserError, match="row 'start' has other data than base"):
+        read_table(path.parent / "other.yaml")
+    (path.parent / "other.yaml").write_text(yaml.safe_dump({**settings, "folds": 3}))
     with pytest.raises(UserError, match="row 'start' has other data than base"):
         read_table(path.parent / "other.yaml")
 

@@ -174,7 +174,13 @@ def test_schedule_in_steps(make_trainer):
 @pytest.mark.parametrize("milestones", [[0.8, 0.6], [0.0], [1.0], [0.5, 0.5]])
 def test_milestones_that_cannot_be(milestones):
     with pytest.raises(UserError, match=r"training\.milestones are .*give rising fractions between 0 and 1"):
-        TrainingConfig(milestones=milestones)
+        TrainingConfig(schedule="steps", milestones=milestones)
+
+
+@pytest.mark.parametrize("settings", [{"schedule": "steps"}, {"milestones": [0.5]}])
+def test_milestones_without_effect_are_refused(settings):
+    with pytest.raises(UserError, match="rates fall at milestones, one or more, under schedule steps alone"):
+        TrainingConfig(**settings)
 
 
 def test_warmup_of_the_kl_weights(make_trainer):

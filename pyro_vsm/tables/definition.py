@@ -26,11 +26,9 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pyro_vsm.config import Config
 from pyro_vsm.errors import UserError
 from pyro_vsm.reading import bool_of, count_of, list_of, mapping, only, text_of, whole
 from pyro_vsm.settings import load_yaml, put, read_settings
@@ -94,7 +92,8 @@ def read_table(
     folds = count_of(text.get("folds", 0), "folds", path)
     rows = _used(text["uses"], path, seeds, override, users) if "uses" in text else []
     for row in rows:
-        _check_data(row, seeds, shared, path)
+        if row.settings["data"] != shared.to_dict()["data"] or row.folds != folds:
+            raise UserError(f"{path}: row {row.name!r} has other data than base; a table has one data set")
     for number, values in enumerate(rows_text):
         where = f"{path}: row {number + 1}"
         row = _row(mapping(values, where), base, path, where, protocols, override or {}, folds)
@@ -103,7 +102,8 @@ def read_table(
         for needed in row.needs:
             if needed not in [r.name for r in rows]:
                 raise UserError(f"{path}: row {row.name!r} needs run:{needed}, but no row above it has that name")
-        _check_data(row, seeds, shared, path)
+        for seed in seeds:  # each, as files are named by seed
+            row.config(seed, Path)
         rows.append(row)
     table = Table(
         path,
@@ -213,12 +213,6 @@ def _base(value: Any, path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: there is no base {file}; name a configuration file from the table's folder")
         value, path = load_yaml(file), file
     return mapping(copy.deepcopy(value), f"{path}: base")
-
-
-def _check_data(row: Row, seeds: Sequence[int], shared: Config, path: Path) -> None:
-    configs = [row.config(seed, Path) for seed in seeds]  # each, as files are named by seed
-    if replace(configs[0].data, fold=shared.data.fold, folds=shared.data.folds) != shared.data:
-        raise UserError(f"{path}: row {row.name!r} has other data than base; a table has one data set")
 
 
 def _used(

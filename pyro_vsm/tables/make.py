@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,35 +86,36 @@ def make_table(
                 log("Go on with the same command.")
                 return None
 
-    def scores_of(seed: int) -> TableScores:
-        return TableScores(table, runs.data(seed), protocol, where) if table.folds else scoring
-
-    shown = [r for r in table.rows if r.shown and (r in wanted or _there(runs, scores_of, r, log))]
+    found: Found = {r.name: {} for r in table.rows if r.shown and (r in wanted or _trained(runs, r, log))}
+    for seed in table.seeds:
+        if table.folds:
+            scoring = TableScores(table, runs.data(seed), protocol, where)
+        for row in [r for r in table.rows if r.name in found]:
+            if row in wanted:
+                log(f"{row.name}, seed {seed}: evaluating")
+                found[row.name][seed] = scoring.of(runs.model(row, seed), row.protocols)
+                continue
+            kept = scoring.kept(runs.model(row, seed), row.protocols)
+            if len(kept) == len(row.protocols):
+                found[row.name][seed] = kept
+            else:
+                log(f"Left out: {row.name} is trained, but not evaluated like this; name it in --only, too")
+                del found[row.name]
+    shown = [r for r in table.rows if r.name in found]
     if not shown:
         log(f"No row to show: {', '.join(r.name for r in wanted)} are not shown.")
         return []
-    found: Found = {}
-    for seed in table.seeds:
-        scores = scores_of(seed)
-        for row in shown:
-            log(f"{row.name}, seed {seed}: evaluating")
-            found.setdefault(row.name, {})[seed] = scores.of(runs.model(row, seed), row.protocols)
     given = command_line(path, root, seeds, only, evaluation or {}, override or {})
     return _write(table, shown, found, runs, data, protocol, where, given, log)
 
 
-def _there(runs: TableRuns, scores_of: Callable[[int], TableScores], row: Row, log: Log) -> bool:
-    """Whether a row that was not asked for can be shown all the same, with no training and no evaluation."""
-    seeds = runs.table.seeds
+def _trained(runs: TableRuns, row: Row, log: Log) -> bool:
+    """Whether a row that was not asked for has been trained with every seed."""
     try:
-        if not all(runs.finished(row, seed) for seed in seeds):
-            return False
-        if all(scores_of(seed).kept(runs.model(row, seed), row.protocols) for seed in seeds):
-            return True
-        log(f"Left out: {row.name} is trained, but not evaluated like this yet; name it, too, or leave --only out")
+        return all(runs.finished(row, seed) for seed in runs.table.seeds)
     except UserError as error:
         log(f"Left out: {error}")
-    return False
+        return False
 
 
 def _wanted(table: Table, only: Sequence[str]) -> list[Row]:

@@ -95,13 +95,8 @@ class TableScores:
         Raises:
             UserError: damaged model, or one that gives no probabilities.
         """
-        found: dict[Protocol, Scores] = {}
-        digest = sha256(model)
-        keys = {p: self._key(p, digest) for p in protocols}
-        for p in keys:
-            scores = _read(self._stem(model, p), keys[p])
-            if scores is not None:
-                found[p] = scores
+        keys = self._keys(model, protocols)
+        found = self._kept(model, keys)
         left = [p for p in keys if p not in found]
         if left:
             loaded = load_model(model)[0].to(self.device)
@@ -116,10 +111,17 @@ class TableScores:
                 found[p] = scores
         return {p: found[p] for p in keys}
 
-    def kept(self, model: Path, protocols: Iterable[Protocol]) -> bool:
-        """Whether :meth:`of` would find everything beside the model and evaluate nothing."""
+    def kept(self, model: Path, protocols: Iterable[Protocol]) -> dict[Protocol, Scores]:
+        """Those of the scores that lie beside the model already."""
+        return self._kept(model, self._keys(model, protocols))
+
+    def _keys(self, model: Path, protocols: Iterable[Protocol]) -> dict[Protocol, str]:
         digest = sha256(model)
-        return all(_read(self._stem(model, p), self._key(p, digest)) is not None for p in protocols)
+        return {p: self._key(p, digest) for p in protocols}
+
+    def _kept(self, model: Path, keys: dict[Protocol, str]) -> dict[Protocol, Scores]:
+        read = {p: _read(self._stem(model, p), key) for p, key in keys.items()}
+        return {p: scores for p, scores in read.items() if scores is not None}
 
     def _evaluate(
         self, model: Evaluable, features: Tensor, fitting: Tensor, p: Protocol, stem: Path, key: str

@@ -505,8 +505,8 @@ MUTATIONS = [
     Mutation(
         "folds: every seed is evaluated on the first one",
         "tables/make.py",
-        "return TableScores(table, runs.data(seed), protocol, where) if",
-        "return TableScores(table, runs.data(0), protocol, where) if",
+        "            scoring = TableScores(table, runs.data(seed), protocol, where)",
+        "            scoring = TableScores(table, runs.data(0), protocol, where)",
         ("test_tables.py",),
     ),
 ]
