@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from pyro_vsm.fused import fused
+
 
 class Average:
     """Exponential moving average of parameters: ``e <- e + (1 - d) (p - e)``, ``d = min(decay, (1+t)/(10+t))``.
@@ -16,6 +18,9 @@ class Average:
         parameters: what to average.
         decay: in [0, 1); 0 follows the parameters.
         compiled: update in one pass over the memory, through ``torch.compile``.
+
+    Attributes:
+        rate: ``1 - d``, on the device; apart from :meth:`update`, which may be captured in a graph.
     """
 
     def __init__(self, parameters: list[nn.Parameter], decay: float, compiled: bool = False):
@@ -23,11 +28,11 @@ class Average:
         self.decay = decay
         self.values = [p.detach().clone() for p in parameters]
         self.rate = torch.ones((), device=parameters[0].device)
-        self._approach = torch.compile(_approach, dynamic=False) if compiled else _approach
+        self._approach = fused(_approach) if compiled else _approach
 
-    def set_step(self, step: int) -> None:
-        """Choose d for this step; apart from :meth:`update`, which may be captured in a graph."""
-        self.rate.fill_(1 - min(self.decay, (1 + step) / (10 + step)))
+    def rate_at(self, step: int) -> float:
+        """``1 - d`` in this step, to be written to :attr:`rate` before it."""
+        return 1 - min(self.decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
     def update(self) -> None:

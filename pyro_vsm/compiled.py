@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_vsm.fused import fused
+
 if TYPE_CHECKING:
     from pyro_vsm.fewshot import FewShotModel
 
@@ -31,13 +33,15 @@ class CompiledLoss:
 
     Args:
         model: whose heads (everything outside the encoder) the loss depends on.
-        compiler: applied to the recorded graph; by default :func:`torch.compile`.
+        compiler: applied to the recorded graph; by default :func:`~pyro_vsm.fused.fused`.
+        root: ``backward`` is called on the loss itself, not on a multiple: the gradients need not be scaled.
     """
 
-    def __init__(self, model: FewShotModel, compiler: Callable[[Any], Any] | None = None):
+    def __init__(self, model: FewShotModel, compiler: Callable[[Any], Any] | None = None, root: bool = False):
         self.model = model
         self.loss = type(model).loss
-        self.compiler = compiler or (lambda graph: torch.compile(graph, dynamic=False))
+        self.compiler = compiler or fused
+        self.root = root
         self._recorded: dict[tuple, tuple[Callable, _Outline]] = {}
 
     def __call__(self, features: Tensor, shot: int, classes: Tensor, progress: Tensor) -> tuple[Tensor, Terms]:
@@ -64,7 +68,7 @@ class CompiledLoss:
         loss, gradients, terms, pending = outline.split(out)
         if outline.pending is not None:
             self.model.pending = outline.pending(pending)
-        return _Given.apply(loss, gradients, features, *parameters.values()), terms
+        return _Given.apply(loss, gradients, self.root, features, *parameters.values()), terms
 
     def _record(
         self, inputs: list[Tensor], shot: int, through: bool, names: list[str], rest: list[str]
@@ -133,15 +137,18 @@ class _Given(torch.autograd.Function):
     """A value whose gradients are known already."""
 
     @staticmethod
-    def forward(ctx, loss: Tensor, gradients: list[Tensor | None], *inputs: Tensor) -> Tensor:
-        ctx.gradients = gradients
+    def forward(ctx, loss: Tensor, gradients: list[Tensor | None], root: bool, *inputs: Tensor) -> Tensor:
+        ctx.gradients, ctx.root = gradients, root
         return loss.clone()
 
     @staticmethod
     def backward(ctx, outer: Tensor) -> tuple:  # type: ignore[override]
-        there = [g for g in ctx.gradients if g is not None]
-        scaled = iter(torch._foreach_mul(there, outer))
-        return (None, None, *(None if g is None else next(scaled) for g in ctx.gradients))
+        # held by nothing else, they become the parameters' own; otherwise each would be copied
+        gradients, ctx.gradients = ctx.gradients, None
+        if not ctx.root:
+            scaled = iter(torch._foreach_mul([g for g in gradients if g is not None], outer))
+            gradients = [None if g is None else next(scaled) for g in gradients]
+        return (None, None, None, *gradients)
 
 
 @contextmanager
@@ -156,7 +163,10 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
             module.__dict__.update(attributes)
 
 
-def compile_loss(model: FewShotModel, compiler: Callable[[Any], Any] | None = None) -> None:
-    """Replace ``model.loss`` by its compiled form, where the system can be recorded (``traceable``)."""
+def compile_loss(model: FewShotModel, compiler: Callable[[Any], Any] | None = None, root: bool = False) -> None:
+    """Replace ``model.loss`` by its compiled form, where the system can be recorded (``traceable``).
+
+    See :class:`CompiledLoss` for the arguments.
+    """
     if model.traceable:
-        model.__dict__["loss"] = CompiledLoss(model, compiler)
+        model.__dict__["loss"] = CompiledLoss(model, compiler, root)

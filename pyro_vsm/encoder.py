@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pyro_vsm.backbones import Backbone
 from pyro_vsm.errors import UserError
 from pyro_vsm.feature_map import FeatureMap
+from pyro_vsm.fused import fused
 from pyro_vsm.views import PLAIN, View, views
 
 
@@ -83,6 +84,8 @@ class Encoder(nn.Module):
         Raises:
             UserError: images of another shape than the backbone was made for.
         """
+        if self.training and self.compiled:
+            return self._compiled_features(self.pixels(images))
         return self.features(self.raw(images, view) for view in ([PLAIN] if self.training else self.views))
 
     def features(self, raw: Iterable[Tensor]) -> Tensor:
@@ -104,11 +107,8 @@ class Encoder(nn.Module):
         """
         images = view(self.pixels(images))
         # evaluation comes in other batch sizes, each of which would be compiled anew
-        network = self._compiled if self.compiled and (self.training or self.steady) else self._network
-        low = self.amp and images.is_cuda
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
-            h = network(images)
-        return h.float()
+        compiled = self.compiled and (self.training or self.steady)
+        return self._compiled_output(images) if compiled else self._output(images)
 
     def pixels(self, images: Tensor) -> Tensor:
         """Float32 in [0, 1] of images ``[B, C, H, W]``, uint8 or float in [0, 1].
@@ -123,10 +123,17 @@ class Encoder(nn.Module):
             )
         return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
-    def _network(self, images: Tensor) -> Tensor:
-        x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        return self.backbone(x)
+    def _output(self, images: Tensor) -> Tensor:
+        low = self.amp and images.is_cuda
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
+            x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+            h = self.backbone(x)
+        return h.float()
 
     @cached_property
-    def _compiled(self) -> Callable[[Tensor], Tensor]:
-        return torch.compile(self._network, dynamic=False)
+    def _compiled_output(self) -> Callable[[Tensor], Tensor]:
+        return fused(self._output)
+
+    @cached_property
+    def _compiled_features(self) -> Callable[[Tensor], Tensor]:
+        return fused(lambda images: self.feature_map(self._output(images)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from pyro_vsm.data.episodes import EpisodeIndex, EpisodeSampler
 from pyro_vsm.data.images import ClassImages
 from pyro_vsm.errors import UserError
 from pyro_vsm.feature_cache import split_features
+from pyro_vsm.fused import fused
 
 if TYPE_CHECKING:
     from pyro_vsm.fewshot import FewShotModel
@@ -33,7 +34,16 @@ class Feed(ABC):
 
 def _distortion(config: Config) -> Callable[..., Tensor]:
     """Augmentation: a dozen passes over the pixels, or compiled one or two."""
-    return torch.compile(distort, dynamic=False) if config.training.compile else distort
+    if not config.training.compile:
+        return distort
+    # what is left in memory on the way costs more than to compute it again for each of its readers
+    thresholds = ("realize_reads_threshold", "realize_acc_reads_threshold", "realize_opcount_threshold")
+    return fused(_in_channels_last, **dict.fromkeys(thresholds, 1000))
+
+
+def _in_channels_last(*arguments: Any) -> Tensor:
+    # as the backbone reads it
+    return distort(*arguments).contiguous(memory_format=torch.channels_last)
 
 
 class EpisodeFeed(Feed):

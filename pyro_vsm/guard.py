@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vsm import parallel
-
-_WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Whole numbers of so many bytes."""
+from pyro_vsm.fused import fused
 
 _COUNTS = ("good", "skipped", "row", "began")
 BUFFERS = "memory or batch statistics"
@@ -56,9 +55,15 @@ class StepGuard:
         model: whose buffers are put back.
         optimizer: a fused one.
         device: of the model.
+        compiled: through ``torch.compile``: some dozens of kernels for a handful of numbers become a few.
+
+    Attributes:
+        number: of the step to come, from 1, on the device; set before the step, which may be captured in a graph.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device):
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, compiled: bool = False
+    ):
         self.model = model
         self.bad = torch.zeros((), device=device)
         vars(optimizer)["found_inf"] = self.bad  # as GradScaler does
@@ -70,11 +75,9 @@ class StepGuard:
         self._buffers: list[Tensor] | None = None
         self._floats: list[Tensor] = []
         self._kept: list[Tensor] = []
-        self._bits: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-
-    def set_step(self, step: int) -> None:
-        """The number of the step to come, from 1; apart from the step, which may be captured in a graph."""
-        self.number.fill_(step)
+        as_asked: Callable = fused if compiled else lambda function: function
+        self._keep, self._odd = as_asked(_keep), as_asked(_odd)
+        self._spoiled, self._settle = as_asked(_spoiled), as_asked(_settle)
 
     @torch.no_grad()
     def before(self) -> None:
@@ -83,13 +86,8 @@ class StepGuard:
             self._buffers = list(self.model.buffers())
             self._floats = [b for b in self._buffers if b.is_floating_point() and b.numel()]
             self._kept = [torch.empty_like(b) for b in self._buffers]
-            for buffer, kept in zip(self._buffers, self._kept):
-                whole = _WHOLE[buffer.element_size()]
-                both = self._bits.setdefault(whole, ([], []))
-                both[0].append(buffer.view(whole))
-                both[1].append(kept.view(whole))
         if self._buffers:
-            torch._foreach_copy_(self._kept, self._buffers)
+            self._keep(self._kept, self._buffers)
 
     @torch.no_grad()
     def judge(self, values: dict[str, Tensor]) -> Tensor:
@@ -104,11 +102,11 @@ class StepGuard:
         names = [*values, BUFFERS]
         if names != self.names:
             self.names, self.odd = names, torch.zeros(len(names), dtype=torch.bool, device=self.bad.device)
-        now = ~torch.isfinite(torch.stack([v.detach().float() for v in values.values()]))
+        self._now, bad = self._odd(list(values.values()))
         if parallel.size() > 1:
-            now = parallel.average(now.float()) > 0  # all processes skip, or none
-        self._now = now
-        self.bad.copy_(now.any())
+            self._now = parallel.average(self._now.float()) > 0  # all processes skip, or none
+            bad = self._now.any().float()
+        self.bad.copy_(bad)
         return 1 - self.bad
 
     @torch.no_grad()
@@ -118,26 +116,11 @@ class StepGuard:
         Returns:
             Whether the step was finite, a bool scalar on the device.
         """
-        spoiled = torch.zeros_like(self._now[:1])
-        if self._floats:
-            largest = torch.stack([n.float() for n in torch._foreach_norm(self._floats, float("inf"))])
-            spoiled = ~torch.isfinite(largest).all(0, keepdim=True)
-            if parallel.size() > 1:
-                spoiled = parallel.average(spoiled.float()) > 0
-        now = torch.cat([self._now, spoiled & ~self._now.any()])
-        bad = now.any()
-        for whole, (buffers, kept) in self._bits.items():
-            # good now + bad kept, of bits: a NaN would stay one under any weight; three kernels for all buffers
-            torch._foreach_mul_(buffers, (~bad).to(whole))
-            torch._foreach_mul_(kept, bad.to(whole))
-            torch._foreach_add_(buffers, kept)
-        one = bad.float()
-        row = (self.counts[2] + 1) * one
-        first = row == 1
-        began = torch.where(first, self.number, self.counts[3])
-        self.odd.copy_(torch.where(first, now, self.odd))
-        self.counts.copy_(torch.stack([self.counts[0] + 1 - one, self.counts[1] + one, row, began]))
-        return ~bad
+        assert self._buffers is not None
+        spoiled = self._spoiled(self._floats) if self._floats else torch.zeros_like(self._now[:1])
+        if parallel.size() > 1:
+            spoiled = parallel.average(spoiled.float()) > 0
+        return self._settle(self._now, spoiled, self._buffers, self._kept, self.number, self.counts, self.odd)
 
     def findings(self) -> Findings:
         """Waits for the device."""
@@ -165,3 +148,36 @@ class StepGuard:
             self.counts.copy_(tensors["guard.counts"])
             self.names = [str(name) for name in names]
             self.odd = tensors["guard.odd"].to(self.bad.device)
+
+
+def _keep(kept: list[Tensor], buffers: list[Tensor]) -> None:
+    for copy, buffer in zip(kept, buffers):
+        copy.copy_(buffer)
+
+
+def _odd(values: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Which of some scalars are not finite, bool ``[n]``, and 1 or 0 for whether any is."""
+    now = ~torch.isfinite(torch.stack([v.detach().float() for v in values]))
+    return now, now.any().float()
+
+
+def _spoiled(floats: list[Tensor]) -> Tensor:
+    """Whether any entry of some tensors is not finite, bool ``[1]``."""
+    return ~torch.isfinite(torch.stack([b.abs().amax().float() for b in floats])).all(0, keepdim=True)
+
+
+def _settle(
+    now: Tensor, spoiled: Tensor, buffers: list[Tensor], kept: list[Tensor], number: Tensor, counts: Tensor, odd: Tensor
+) -> Tensor:
+    """Puts back the buffers and counts, in place, where the step was bad; whether it was good."""
+    now = torch.cat([now, spoiled & ~now.any()])
+    bad = now.any()
+    for buffer, before in zip(buffers, kept):
+        buffer.copy_(torch.where(bad, before, buffer))
+    one = bad.float()
+    row = (counts[2] + 1) * one
+    first = row == 1
+    began = torch.where(first, number, counts[3])
+    odd.copy_(torch.where(first, now, odd))
+    counts.copy_(torch.stack([counts[0] + 1 - one, counts[1] + one, row, began]))
+    return ~bad

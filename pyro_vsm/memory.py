@@ -5,11 +5,16 @@ Shapes: T tasks, N classes (ways) a task, R images of a class (support and query
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn import functional as F
 
 from pyro_vsm.errors import UserError
+from pyro_vsm.fused import fused
 from pyro_vsm.memory_updates import MEMORY_UPDATES, MemoryUpdate
 from pyro_vsm.precision import full_precision
 from pyro_vsm.recall import Recall, Write
@@ -18,6 +23,9 @@ from pyro_vsm.retrieval import Nearest
 from pyro_vsm.within_covariance import WithinCovariance, pooled_covariance
 
 __all__ = ["Recall", "SemanticMemory", "Write"]
+
+PAIRWISE = 1024
+"""Up to so many rows are ranked by comparing each with each, which fuses with what surrounds it; more by a search."""
 
 
 class SemanticMemory(nn.Module):
@@ -209,7 +217,8 @@ class SemanticMemory(nn.Module):
             variance = share @ gap.square().sum(1) / (number - 1).clamp_min(1.0).unsqueeze(-1)
             gap = gap.flatten(0, 1)
 
-            rows, known, first = rows_of(slots, self.classes[: self.capacity], self.written[: self.capacity])
+            classes, written = self.classes[: self.capacity], self.written[: self.capacity]
+            rows, known, first = rows_of(slots, classes, written, slots.is_cuda and get_proxy_mode() is not None)
             count = number + torch.where(known, self.counts[rows], 0.0)
             old, known = self.entries[rows], known.unsqueeze(-1)
             candidate = self.update(old, nodes, member)
@@ -271,39 +280,53 @@ class SemanticMemory(nn.Module):
 
 
 @torch.library.custom_op("pyro_vsm::rows_of", mutates_args=())
-def rows_of(slots: Tensor, classes: Tensor, written: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def rows_of(slots: Tensor, classes: Tensor, written: Tensor, compiled: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Which row of the memory each slot of a batch has, or is given: static shapes, nothing waits for the device.
 
     An operator of its own, which a compiler calls and does not look into: Triton fails to compile these few
-    reductions and gathers where they are fused with the copies that follow.
+    reductions and gathers where they are fused with the copies that follow. It is compiled by itself.
 
     Args:
         slots: class ids of the batch ``[S]``, classes may repeat.
         classes: class ids of the rows ``[C]``, -1 for a free one.
         written: step at which each row was last written ``[C]``.
+        compiled: through ``torch.compile``.
 
     Returns:
         Row ``[S]`` (C + 1 where none is left), whether the class is stored already ``[S]``, and whether no earlier
         slot has the class ``[S]``.
     """
-    C, S = len(classes), len(slots)
-    match = slots.unsqueeze(-1) == classes  # [S, C]
-    known = match.any(-1)
-    # rows to give away: free ones first, then the longest unwritten; never one of this batch
-    age = torch.where(classes >= 0, written + 1, 0)
-    # of several equally old the lowest row; a batch needs no more than S of them
-    age = torch.where(match.any(0), torch.iinfo(torch.int64).max, age * C + torch.arange(C, device=age.device))
-    order = age.topk(min(S, C), largest=False).indices
-    first = (slots.unsqueeze(-1) == slots).to(torch.uint8).argmax(-1) == torch.arange(S, device=slots.device)
-    new = first & ~known
-    # rank among the new classes by class id, so that the order in the batch does not matter
-    rank = ((slots.unsqueeze(-1) > slots) & new).sum(-1)
-    available = C - match.any(0).sum()
-    fresh = torch.where(rank < available, order[rank.clamp_max(len(order) - 1)], C + 1)
-    return torch.where(known, match.to(torch.uint8).argmax(-1), fresh), known, first
+    return (_compiled_rows() if compiled else _rows)(slots, classes, written)
 
 
 @rows_of.register_fake
-def _(slots: Tensor, classes: Tensor, written: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _(slots: Tensor, classes: Tensor, written: Tensor, compiled: bool) -> tuple[Tensor, Tensor, Tensor]:
     flags = torch.empty_like(slots, dtype=torch.bool)
     return torch.empty_like(slots), flags, torch.empty_like(flags)
+
+
+@cache
+def _compiled_rows() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    return fused(_rows)
+
+
+def _rows(slots: Tensor, classes: Tensor, written: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    C, S = len(classes), len(slots)
+    row, slot = (torch.arange(n, device=slots.device) for n in (C, S))
+    match = slots.unsqueeze(-1) == classes  # [S, C]
+    known, mine = match.any(-1), match.any(0)
+    stored = torch.where(match, row, C).amin(-1)
+    first = torch.where(slots.unsqueeze(-1) == slots, slot, S).amin(-1) == slot
+    # rank among the new classes by class id, so that the order in the batch does not matter
+    rank = ((slots.unsqueeze(-1) > slots) & first & ~known).sum(-1)
+    # rows to give away: free ones first, then the longest unwritten, of several the lowest; never one of this batch
+    age = torch.where(classes >= 0, written + 1, 0) * C + row
+    age = torch.where(mine, torch.iinfo(torch.int64).max, age)
+    if C <= PAIRWISE:
+        place = (age.unsqueeze(-1) > age).sum(-1)
+        fresh = torch.where(place == rank.unsqueeze(-1), row, C).amin(-1)
+    else:  # a batch needs no more than S of them
+        order = age.topk(min(S, C), largest=False).indices
+        fresh = order[rank.clamp_max(len(order) - 1)]
+    fresh = torch.where(rank < C - mine.sum(), fresh, C + 1)
+    return torch.where(known, stored, fresh), known, first

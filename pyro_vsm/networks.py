@@ -61,8 +61,14 @@ class ResidualGaussian(Residual):
     def forward(self, start: Tensor, *conditions: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Mean and sigma, ``[..., D]``."""
         hidden = self.hidden(*conditions)
-        log_sigma = self.log_sigma(hidden).to(start.dtype)  # an autocast region would leave it in bfloat16
-        return start + self.mean(hidden), log_sigma.clamp(-6.0, 2.0).exp()
+        if hidden.is_cuda:  # two small products are one there; on a CPU it would not pay for the copy of the weights
+            layers = (self.mean, self.log_sigma)
+            both = F.linear(hidden, torch.cat([m.weight for m in layers]), torch.cat([m.bias for m in layers]))
+            mean, log_sigma = both.chunk(2, -1)
+        else:
+            mean, log_sigma = self.mean(hidden), self.log_sigma(hidden)
+        log_sigma = log_sigma.to(start.dtype)  # an autocast region would leave it in bfloat16
+        return start + mean, log_sigma.clamp(-6.0, 2.0).exp()
 
 
 def _zero_linear(inputs: int, outputs: int, bias: float = 0.0) -> nn.Linear:

@@ -125,7 +125,8 @@ class Run:
         guard, terms = trainer.guard.state()
         tensors |= guard
         for index, state in trainer.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
+            # numbered as the parameters are, whatever order the optimiser has them in
+            tensors |= {f"optimizer.{trainer.order[index]}.{k}": v for k, v in state.items()}
         meta = {
             "step": trainer.step,
             "best_accuracy": trainer.best_accuracy if trainer.best_step else None,
@@ -239,7 +240,7 @@ class Run:
                 parameter = trainer.parameters[int(index)]
                 if value.shape == parameter.shape:  # keeps the memory format, which fused updates need alike
                     value = torch.empty_like(parameter, requires_grad=False).copy_(value)
-                state["state"].setdefault(int(index), {})[name] = value
+                state["state"].setdefault(trainer.order.index(int(index)), {})[name] = value
         trainer.optimizer.load_state_dict(state)
         trainer.step, trainer.best_step, trainer.seconds = meta["step"], meta["best_step"], meta["seconds"]
         if meta["best_accuracy"] is not None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from pyro_vsm import parallel
 from pyro_vsm.averaging import Average
+from pyro_vsm.beside import Beside
 from pyro_vsm.compiled import compile_loss
 from pyro_vsm.config import Config
 from pyro_vsm.data import Splits
@@ -21,6 +22,7 @@ from pyro_vsm.data.episodes import fixed_episodes
 from pyro_vsm.errors import UserError
 from pyro_vsm.evaluation import evaluate_model
 from pyro_vsm.fewshot import FewShotModel
+from pyro_vsm.fused import fused
 from pyro_vsm.guard import StepGuard
 from pyro_vsm.results import EpisodeResults
 from pyro_vsm.run import Run
@@ -88,7 +90,7 @@ class Trainer:
         if t.sync_batch_norm:
             parallel.join_batch_norm(model.encoder)
         if t.compile_heads:
-            compile_loss(model)
+            compile_loss(model, root=True)
         self.train_data = data.train.to(self.device)
         self.validation_data = data.validation.to(self.device)
         e = config.episodes
@@ -105,18 +107,29 @@ class Trainer:
         inside = {id(p) for p in backbone}
         heads = [p for p in model.parameters() if id(p) not in inside and p.requires_grad]
         cuda = self.device.type == "cuda"
+        self.parameters = backbone + heads
         parts = [(g, lr) for g, lr in ((backbone, t.lr), (heads, t.head_lr)) if g]
+        if t.lr == t.head_lr:  # one group is one pass
+            parts = [(self.parameters, t.lr)]
+        # of so many tensors a pass takes the first few dozen at once: the large ones
+        parts = [(sorted(g, key=torch.Tensor.numel, reverse=True), lr) for g, lr in parts]
         self.rates = [lr for _, lr in parts]
         # on CUDA the rate is a tensor, so that a captured step reads the current one
         groups = [{"params": g, "lr": torch.tensor(lr, device=self.device) if cuda else lr} for g, lr in parts]
-        self.parameters = backbone + heads
+        number = {id(p): i for i, p in enumerate(self.parameters)}
+        self.order = [number[id(p)] for g, _ in parts for p in g]
         self.optimizer = self._optimizer(groups, cuda)
-        self.guard = StepGuard(self.model, self.optimizer, self.device)
+        self.guard = StepGuard(self.model, self.optimizer, self.device, compiled=t.compile_heads)
+        # divides the gradient, inside of the optimiser's one pass
+        self.divisor = torch.ones((), device=self.device)
+        vars(self.optimizer)["grad_scale"] = self.divisor
         # heads of the joint batch are the same in every process: nothing to average
         self.split_parameters = backbone if model.joint else self.parameters
         self.average = Average(self.parameters, t.ema, compiled=t.compile_heads)
+        self.beside = Beside(self.device)
         self.progress = torch.zeros((), device=self.device)
         self.sums: dict[str, Tensor] = {}
+        self._tally = fused(_tally) if t.compile_heads else _tally
         self.count = 0
         self.step = 0
         self.best_accuracy, self.best_step = -math.inf, 0
@@ -142,14 +155,16 @@ class Trainer:
         factor = 0.1 ** sum(done >= m for m in t.milestones)  # 1 but under steps
         if t.schedule == "cosine":
             factor = 0.5 * (1 + math.cos(math.pi * done))
+        now = [(self.progress, done), (self.guard.number, self.step + 1.0)]
+        now.append((self.average.rate, self.average.rate_at(self.step)))
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate * factor)
+                now.append((group["lr"], rate * factor))
             else:
                 group["lr"] = rate * factor
-        self.progress.fill_(done)
-        self.average.set_step(self.step)
-        self.guard.set_step(self.step + 1)
+        places = [place for place, _ in now]
+        torch._foreach_zero_(places)  # two kernels, whatever their number
+        torch._foreach_add_(places, [number for _, number in now])
 
     def _step(self) -> None:
         """One optimiser step, without waiting for the device (and so fit for capture); skipped if not finite."""
@@ -162,20 +177,21 @@ class Trainer:
         good = self.guard.judge(values)
         self.optimizer.step()
         self.average.rate.mul_(good)
-        self.average.update()
+        with self.beside:
+            self.average.update()
         self.model.after_step()
         good = self.guard.after()
         for key in [k for k in values if k not in self.sums]:  # in the order of the log
             self.sums[key] = torch.zeros((), device=self.device)
-        summands = torch.stack([v.detach().float() for v in values.values()]).masked_fill(~good, 0.0)
-        torch._foreach_add_([self.sums[key] for key in values], list(summands.unbind()))
+        self._tally([self.sums[key] for key in values], list(values.values()), good)
+        self.beside.join()
 
     def _clip(self) -> Tensor:
-        """Clip the gradient to the norm asked for; its norm before."""
-        clip = self.config.training.clip
-        if clip:
-            return nn.utils.clip_grad_norm_(self.parameters, clip)
-        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        """Have the optimiser clip the gradient to the norm asked for; its norm before."""
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if clip := self.config.training.clip:
+            self.divisor.copy_((norm / clip).clamp_min(1.0))
+        return norm
 
     def _advance(self) -> None:
         """The next step, eagerly or by replaying the captured graph."""
@@ -311,3 +327,10 @@ class Trainer:
         self._check()
         self.seconds += time.perf_counter() - started
         self.run.save_state(self)
+
+
+@torch.no_grad()
+def _tally(sums: list[Tensor], values: list[Tensor], good: Tensor) -> None:
+    """Adds values to their sums, in place, where the step was good."""
+    summands = torch.stack([v.detach().float() for v in values]).masked_fill(~good, 0.0)
+    torch._foreach_add_(sums, list(summands.unbind()))

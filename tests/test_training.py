@@ -105,7 +105,7 @@ def test_average_follows_the_formula():
     for step in range(200):
         with torch.no_grad():
             p += torch.tensor([0.5, 0.25])
-        average.set_step(step)
+        average.rate.fill_(average.rate_at(step))
         average.update()
         d = min(0.9, (1 + step) / (10 + step))
         by_hand = [d * e + (1 - d) * v for e, v in zip(by_hand, p.tolist())]

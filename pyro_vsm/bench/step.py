@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vsm import parallel
 from pyro_vsm.bench.timing import Timing, peak_megabytes, reset_memory, rounds, timed
@@ -20,6 +20,7 @@ from pyro_vsm.data.augment import AugmentConfig
 from pyro_vsm.data.episodes import EpisodeIndex
 from pyro_vsm.data.images import ClassImages
 from pyro_vsm.feeds import EpisodeFeed
+from pyro_vsm.fused import fused
 from pyro_vsm.systems import ImageSpec, build_model
 from pyro_vsm.training import Trainer, pick_device
 
@@ -132,7 +133,7 @@ def floor(c: StepConfig, trainer: Trainer) -> Timing:
     x = torch.randn(number, 3, c.image_size, c.image_size, device=device).contiguous(
         memory_format=torch.channels_last
     )
-    network = torch.compile(encoder.backbone, dynamic=False) if c.compile else encoder.backbone
+    network = fused(encoder.backbone) if c.compile else encoder.backbone
     gradient = torch.randn(number, encoder.backbone.dim, device=device)
     parameters = list(encoder.backbone.parameters())
 
@@ -176,8 +177,7 @@ def breakdown(c: StepConfig, trainer: Trainer) -> dict[str, float]:
     def optimise() -> None:
         for p, g in zip(trainer.parameters, gradients):
             p.grad = g
-        if trainer.config.training.clip:
-            nn.utils.clip_grad_norm_(trainer.parameters, trainer.config.training.clip)
+        trainer._clip()
         trainer.optimizer.step()
         trainer.average.update()
 

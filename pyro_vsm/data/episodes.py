@@ -235,9 +235,7 @@ class EpisodeSampler:
         if self._beyond is not None:
             keys = keys.masked_fill(self._beyond[drawn], -1.0)
         images = keys.topk(self.shot + self.queries).indices + self._offsets[drawn].unsqueeze(-1)
-        return EpisodeIndex(
-            self._classes[drawn], images[..., : self.shot].contiguous(), images[..., self.shot :].contiguous()
-        )
+        return EpisodeIndex(self._classes[drawn], images[..., : self.shot], images[..., self.shot :])
 
     def _rand(self, *shape: int) -> Tensor:
         return torch.rand(shape, device=self.device, generator=self.generator)
