@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.distributions.score_parts import ScoreParts
@@ -212,6 +213,16 @@ class LowRankGaussian(TorchDistribution):
         return -0.5 * (square + log_det + value.shape[-1] * LOG_2PI)
 
 
+SYMMETRIC = (
+    LowRankGaussian,
+    dist.Normal,
+    dist.MultivariateNormal,
+    dist.LowRankMultivariateNormal,
+    dist.Laplace,
+    dist.Delta,
+)
+
+
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:
     """``matrix @ vector``, ``[..., A, B]`` and ``[..., B]``; a matrix shared by the batch is not copied for it."""
     with full_precision(vector):
@@ -300,3 +311,11 @@ def gaussian_parts(p: TorchDistribution) -> tuple[Tensor, Tensor, Tensor]:
         f"{type(p).__name__}; choose prior_z memory, empirical_bayes, conditional or standard_normal, and "
         "posterior_z conjugate or amortised"
     )
+
+
+def opposite(q: TorchDistribution, z: Tensor) -> Tensor:
+    """As likely a sample as ``z``, on the other side of the mean; of a q not known to be symmetric a fresh one."""
+    base = q
+    while isinstance(base, dist.Independent):
+        base = base.base_dist
+    return 2 * q.mean - z if isinstance(base, SYMMETRIC) else q()

@@ -12,8 +12,8 @@ import torch._inductor
 def fused(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Compiled for tensors of fixed shapes.
 
-    A step has hundreds of kernels of a few microseconds. The compiler joins those that follow from one another; here it
-    is asked to put independent ones of one level (``combo_kernels``) into one kernel, too.
+    A step has hundreds of kernels of a few microseconds. The compiler joins those that follow from one another;
+    here it is asked to put independent ones of one level (``combo_kernels``) into one kernel, too.
 
     Args:
         function: what to compile.

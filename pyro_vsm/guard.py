@@ -167,7 +167,13 @@ def _spoiled(floats: list[Tensor]) -> Tensor:
 
 
 def _settle(
-    now: Tensor, spoiled: Tensor, buffers: list[Tensor], kept: list[Tensor], number: Tensor, counts: Tensor, odd: Tensor
+    now: Tensor,
+    spoiled: Tensor,
+    buffers: list[Tensor],
+    kept: list[Tensor],
+    number: Tensor,
+    counts: Tensor,
+    odd: Tensor,
 ) -> Tensor:
     """Puts back the buffers and counts, in place, where the step was bad; whether it was good."""
     now = torch.cat([now, spoiled & ~now.any()])

@@ -46,7 +46,7 @@ LIKELIHOODS: Registry[Likelihood] = Registry("likelihood", Likelihood)
 
 def products(query: Tensor, z: Tensor) -> Tensor:
     """``<h_q, z_n>``, ``[..., T, Q, N]``: one matrix product a task; ``@`` repeats the queries for each sample."""
-    outputs = z.shape[:-1].numel() * query.shape[-2]
+    outputs = z.numel() // z.shape[-1] * query.shape[-2]
     if z.is_cuda and outputs < 2**18 and z.shape[-1] % 64 == 0:
         # a few long sums would leave most of the device idle: each is taken in eight parts
         query, z = (t.unflatten(-1, (8, -1)) for t in (query, z))

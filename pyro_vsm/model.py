@@ -16,7 +16,7 @@ Guide::
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import pyro
@@ -25,6 +25,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_vsm.distributions import opposite
 from pyro_vsm.likelihood import Likelihood
 from pyro_vsm.memory_uses import MemoryUse
 from pyro_vsm.posteriors import PosteriorM, PosteriorZ
@@ -117,26 +118,43 @@ class VSMProgram(nn.Module):
         """Class probabilities ``[T, Q, N]`` of the queries, averaged over S samples of the guide.
 
         ``1/S sum_s softmax(logits(z_s))`` with ``m_s ~ q(m|M,S)``, ``z_s ~ q(z|m_s,S)``, or z integrated out where
-        the likelihood can. What only densities need (priors, labels, Pyro's handlers) is left out, and on a CPU only
-        so many samples are drawn at a time as stay in its cache.
+        the likelihood can. Samples of z come in pairs that share m and lie opposite each other about the mean of
+        ``q(z|m,S)`` (antithetic variates, Hammersley and Morton 1956): each of them has the right distribution, so
+        the average is unbiased, and for half of the networks' work it is more precise than that of as many
+        independent samples. What only densities need (priors, labels, Pyro's handlers) is left out, and on a CPU
+        only so many samples are drawn at a time as stay in its cache.
         """
         T, N = task.support.shape[:2]
-        latent = self.memory_use.latent
+        latent, closed = self.memory_use.latent, self.likelihood.closed
         if latent:
             q_m = self.posterior_m(task)
         else:
             q_z = self._q_z(self.memory_use(task), task)
-        at_once = samples if task.query.is_cuda else max(1, CACHED // task.prototype.numel())
+        of_each = 1 if closed else 2
+        at_once = samples if task.query.is_cuda else of_each * max(1, CACHED // task.prototype.numel())
         total = task.query.new_zeros(())
         for start in range(0, samples, at_once):
-            batch = (min(at_once, samples - start), T, N)
+            number = min(at_once, samples - start)
+            batch = (-(-number // of_each), T, N)
             if latent:
                 q_z = self._q_z(q_m.expand(batch)(), task)
-            logits = self.likelihood.marginal(q_z, task)
-            if logits is None:
-                logits = self.likelihood(q_z.expand(batch)(), task)
-            total = total + logits.softmax(-1).expand(batch[0], -1, -1, -1).sum(0)
+            for logits in self._drawn(q_z, number, batch, task):
+                total = total + logits.softmax(-1).sum(0)
         return total / samples
+
+    def _drawn(
+        self, q_z: TorchDistribution, number: int, batch: tuple[int, int, int], task: Task
+    ) -> Iterator[Tensor]:
+        """Logits ``[s, T, Q, N]`` of so many samples in all, with z from ``q_z``, in pairs, or integrated out."""
+        logits = self.likelihood.marginal(q_z, task)
+        if logits is not None:
+            yield logits.expand(batch[0], *logits.shape[-3:])
+            return
+        q_z = q_z.expand(batch)
+        z = q_z()
+        yield self.likelihood(z, task)
+        if number > 1:
+            yield self.likelihood(opposite(q_z, z)[: number // 2], task)
 
     def _q_z(self, m: Tensor, task: Task) -> TorchDistribution:
         prior = self.prior_z(m, task) if self.posterior_z.uses_prior else None

@@ -175,6 +175,20 @@ def test_prediction_averages_the_samples_of_the_guide(parts, monkeypatch):
         statistics.agree(exact.softmax(-1).double(), expected.double(), power=0.05, error=0.005)
 
 
+@pytest.mark.parametrize("samples", [1, 2, 3, 5])
+def test_a_few_samples_in_pairs_are_unbiased_and_more_precise_than_independent_ones(samples):
+    """Of many predictions the mean is that of many samples, and the spread is below that of independent samples."""
+    model = trained(posterior_z={"class_path": "amortised", "init_args": {"log_sigma": 0.0}})
+    support, query = torch.randn(1, N, K, D), torch.randn(1, Q, D)
+    many = 12_000
+    with torch.no_grad():
+        found = model.predict(support.expand(many, -1, -1, -1), query.expand(many, -1, -1), samples).double()
+        independent = model.posterior(model.task(support, query), 240_000)[1].softmax(-1)[:, 0].double()
+    statistics.agree(found, independent.mean(0), power=0.06, error=0.008)
+    ratio = (found.var(0).sum() / independent.var(0).sum() * samples).item()
+    assert ratio < (1.05 if samples == 1 else 0.92)
+
+
 def test_posterior_replays_the_guide():
     model = trained()
     task = a_task(model)

@@ -100,9 +100,16 @@ MUTATIONS = [
     Mutation(
         "logits averaged instead of probabilities",
         "model.py",
-        "logits.softmax(-1).expand(batch[0], -1, -1, -1).sum(0)\n        return total / samples",
-        "logits.expand(batch[0], -1, -1, -1).sum(0)\n        return (total / samples).softmax(-1)",
+        "total + logits.softmax(-1).sum(0)\n        return total / samples",
+        "total + logits.sum(0)\n        return (total / samples).softmax(-1)",
         EXACT,
+    ),
+    Mutation(
+        "the second of a pair opposite to something else than the mean",
+        "distributions.py",
+        "return 2 * q.mean - z if",
+        "return q.mean - z if",
+        ("test_distributions.py", "test_model.py"),
     ),
     # densities
     Mutation(
