@@ -126,13 +126,12 @@ def _shifted(images: Tensor, positions: Tensor, config: AugmentConfig, u: Tensor
     rows = torch.arange(height, device=device) + _steps(u[1], pad)[:, None]
     columns = columns + _steps(u[2], pad)[:, None]
     inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None]
-    across, down = columns.clamp(0, width - 1)[:, None, None, :], rows.clamp(0, height - 1)[:, None, :, None]
-    channel = torch.arange(channels, device=device)[:, None, None]
-    if torch.compiler.is_compiling():  # one index instead of four, which costs less where none of them is ever stored
-        first = (positions * (channels * height * width))[:, None, None, None]
-        taken = images.reshape(-1)[first + (channel * (height * width) + down * width + across)]
-    else:
-        taken = images[positions[:, None, None, None], channel, down, across]
+    taken = images[
+        positions[:, None, None, None],
+        torch.arange(channels, device=device)[:, None, None],
+        rows.clamp(0, height - 1)[:, None, :, None],
+        columns.clamp(0, width - 1)[:, None, None, :],
+    ]
     return taken.float().div_(255).mul_(inside)
 
 
