@@ -36,9 +36,12 @@ def _distortion(config: Config) -> Callable[..., Tensor]:
     """Augmentation: a dozen passes over the pixels, or compiled one or two."""
     if not config.training.compile:
         return distort
-    # what is left in memory on the way costs more than to compute it again for each of its readers
-    thresholds = ("realize_reads_threshold", "realize_acc_reads_threshold", "realize_opcount_threshold")
-    return fused(_in_channels_last, **dict.fromkeys(thresholds, 1000))
+    options = {}
+    if not config.augment.resamples:  # a resampled image would be computed anew for every pixel, and hardly compiles
+        # what is left in memory on the way costs more than to compute it again for each of its readers
+        thresholds = ("realize_reads_threshold", "realize_acc_reads_threshold", "realize_opcount_threshold")
+        options = dict.fromkeys(thresholds, 1000)
+    return fused(_in_channels_last, **options)
 
 
 def _in_channels_last(*arguments: Any) -> Tensor:

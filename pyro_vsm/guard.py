@@ -102,12 +102,12 @@ class StepGuard:
         names = [*values, BUFFERS]
         if names != self.names:
             self.names, self.odd = names, torch.zeros(len(names), dtype=torch.bool, device=self.bad.device)
-        self._now, bad = self._odd(list(values.values()))
+        self._now, good = self._odd(list(values.values()), self.bad)
         if parallel.size() > 1:
             self._now = parallel.average(self._now.float()) > 0  # all processes skip, or none
-            bad = self._now.any().float()
-        self.bad.copy_(bad)
-        return 1 - self.bad
+            self.bad.copy_(self._now.any())
+            good = 1 - self.bad
+        return good
 
     @torch.no_grad()
     def after(self) -> Tensor:
@@ -155,10 +155,11 @@ def _keep(kept: list[Tensor], buffers: list[Tensor]) -> None:
         copy.copy_(buffer)
 
 
-def _odd(values: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Which of some scalars are not finite, bool ``[n]``, and 1 or 0 for whether any is."""
+def _odd(values: list[Tensor], bad: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of some scalars are not finite, bool ``[n]``; 0 or 1 for whether all are, and in ``bad`` the opposite."""
     now = ~torch.isfinite(torch.stack([v.detach().float() for v in values]))
-    return now, now.any().float()
+    bad.copy_(now.any())
+    return now, 1 - bad
 
 
 def _spoiled(floats: list[Tensor]) -> Tensor:

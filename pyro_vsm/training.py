@@ -9,7 +9,7 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vsm import parallel
@@ -130,6 +130,7 @@ class Trainer:
         self.progress = torch.zeros((), device=self.device)
         self.sums: dict[str, Tensor] = {}
         self._tally = fused(_tally) if t.compile_heads else _tally
+        self._limit = fused(_limit) if t.compile_heads else _limit
         self.count = 0
         self.step = 0
         self.best_accuracy, self.best_step = -math.inf, 0
@@ -177,21 +178,21 @@ class Trainer:
         good = self.guard.judge(values)
         self.optimizer.step()
         self.average.rate.mul_(good)
+        self.beside.start()
+        self.average.update()
         with self.beside:
-            self.average.update()
-        self.model.after_step()
-        good = self.guard.after()
-        for key in [k for k in values if k not in self.sums]:  # in the order of the log
-            self.sums[key] = torch.zeros((), device=self.device)
-        self._tally([self.sums[key] for key in values], list(values.values()), good)
+            self.model.after_step()
+            good = self.guard.after()
+            for key in [k for k in values if k not in self.sums]:  # in the order of the log
+                self.sums[key] = torch.zeros((), device=self.device)
+            self._tally([self.sums[key] for key in values], list(values.values()), good)
         self.beside.join()
 
     def _clip(self) -> Tensor:
         """Have the optimiser clip the gradient to the norm asked for; its norm before."""
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if clip := self.config.training.clip:
-            self.divisor.copy_((norm / clip).clamp_min(1.0))
-        return norm
+        with torch.no_grad():
+            norms = torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None])
+        return self._limit(norms, self.divisor, self.config.training.clip)
 
     def _advance(self) -> None:
         """The next step, eagerly or by replaying the captured graph."""
@@ -327,6 +328,15 @@ class Trainer:
         self._check()
         self.seconds += time.perf_counter() - started
         self.run.save_state(self)
+
+
+@torch.no_grad()
+def _limit(norms: list[Tensor], divisor: Tensor, clip: float) -> Tensor:
+    """Norm of the gradient whose tensors have these; sets what to divide it by to keep within ``clip`` (0: any)."""
+    norm = torch.stack(norms).norm()
+    if clip:
+        divisor.copy_((norm / clip).clamp_min(1.0))
+    return norm
 
 
 @torch.no_grad()
