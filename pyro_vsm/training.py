@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -331,9 +332,9 @@ class Trainer:
 
 
 @torch.no_grad()
-def _limit(norms: list[Tensor], divisor: Tensor, clip: float) -> Tensor:
+def _limit(norms: Sequence[Tensor], divisor: Tensor, clip: float) -> Tensor:
     """Norm of the gradient whose tensors have these; sets what to divide it by to keep within ``clip`` (0: any)."""
-    norm = torch.stack(norms).norm()
+    norm = torch.stack(list(norms)).norm()
     if clip:
         divisor.copy_((norm / clip).clamp_min(1.0))
     return norm
