@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Union
 
-from pyro_vsm.errors import UserError
+from pyro_vsm.errors import UserError, check_words
 
 
 @dataclass
@@ -51,13 +51,12 @@ class ClassifierConfig:
         return [given] if isinstance(given, str) else given
 
     def __post_init__(self) -> None:
-        if self.mix not in ("none", "mixup", "cutmix") or not self.mix_alpha > 0 or not 0 <= self.mix_share <= 1:
+        check_words(self, "classifier")
+        if not self.mix_alpha > 0 or not 0 <= self.mix_share <= 1:
             raise UserError(
-                f"classifier: mix={self.mix!r}, mix_alpha={self.mix_alpha}, mix_share={self.mix_share}; "
-                "give none, mixup or cutmix, a number above 0 and a fraction in [0, 1]"
+                f"classifier: mix_alpha={self.mix_alpha}, mix_share={self.mix_share}; give a number above 0 and a "
+                "fraction in [0, 1]"
             )
-        if self.rotation_from not in ("features", "logits"):
-            raise UserError(f"classifier.rotation_from is {self.rotation_from!r}; give features or logits")
         if self.rotation_from == "logits" and not self.rotations:
             raise UserError("classifier: rotation_from=logits without turned copies; give rotations from 1 on")
         if self.batch < 1 or self.rotations < 0 or self.rotation_weight < 0 or not self.tau > 0:
@@ -104,11 +103,7 @@ class MAMLConfig:
                 f"maml: inner_steps={self.inner_steps}, test_steps={self.test_steps}, inner_lr={self.inner_lr}; "
                 "give nothing negative"
             )
-        if self.batch_norm not in ("support", "transductive") or self.head not in ("shared", "per_way"):
-            raise UserError(
-                f"maml: batch_norm={self.batch_norm!r}, head={self.head!r}; "
-                "give support or transductive, and shared or per_way"
-            )
+        check_words(self, "maml")
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any, Literal, Optional, Union, get_type_hints
 from pyro_vsm.baseline_config import ClassifierConfig, MAMLConfig, RFSConfig, VersaConfig
 from pyro_vsm.data import DataConfig
 from pyro_vsm.data.augment import AugmentConfig
-from pyro_vsm.errors import UserError
+from pyro_vsm.errors import UserError, check_words
 from pyro_vsm.feature_map import FeatureConfig
 
 Part = Union[str, dict[str, Any]]  # noqa: UP007  jsonargparse reads this form on Python 3.10
@@ -150,6 +150,7 @@ class TrainingConfig:
     calibrate: bool = False
 
     def __post_init__(self) -> None:
+        check_words(self, "training")
         if self.steps < 0 or self.log_every < 1 or self.validation_episodes < 2:
             raise UserError(
                 f"training: steps={self.steps}, log_every={self.log_every}, "
@@ -205,6 +206,7 @@ class EvaluationConfig:
     split: Literal["test", "validation"] = "test"
 
     def __post_init__(self) -> None:
+        check_words(self, "evaluation")
         if self.episodes < 2 or self.queries < 1 or self.samples < 1 or min(self.way, self.shot, self.seed) < 0:
             raise UserError(
                 f"evaluation: episodes={self.episodes}, queries={self.queries}, samples={self.samples}, "

@@ -1,4 +1,8 @@
-"""The one exception that tells a user what to mend."""
+"""The one exception that tells a user what to mend, and a check that all settings share."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 class UserError(Exception):
@@ -7,3 +11,32 @@ class UserError(Exception):
     The message is one sentence that says what is wrong, where, and how to mend it. The command line prints
     it without a traceback and exits with status 2.
     """
+
+
+def check_words(settings: Any, section: str) -> None:
+    """Of a dataclass, the fields that take one of a few words (``Literal``) have one of them.
+
+    The command line sees to that itself; this is for settings that are made in Python.
+
+    Args:
+        settings: the dataclass's instance.
+        section: what its settings are called.
+
+    Raises:
+        UserError: another word.
+    """
+    for name, hint in get_type_hints(type(settings)).items():
+        allowed = _words(hint)
+        if allowed and getattr(settings, name) not in allowed:
+            *most, last = map(str, allowed)
+            choice = f"{', '.join(most)} or {last}" if most else last
+            raise UserError(f"{section}.{name} is {getattr(settings, name)!r}; give {choice}")
+
+
+def _words(hint: Any) -> tuple[Any, ...]:
+    """What a Literal allows, or a union of Literals and None; nothing of any other type."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    parts = get_args(hint) if get_origin(hint) is not None else ()
+    found = [(None,) if part is type(None) else _words(part) for part in parts]
+    return tuple(word for words in found for word in words) if any(w not in ((), (None,)) for w in found) else ()

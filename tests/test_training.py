@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from pyro_vsm.baselines import PrototypicalNetwork
-from pyro_vsm.config import TrainingConfig
+from pyro_vsm.config import ClassifierConfig, EvaluationConfig, MAMLConfig, TrainingConfig
+from pyro_vsm.data import DataConfig
 from pyro_vsm.errors import UserError
 from pyro_vsm.fewshot import FewShotModel
 from pyro_vsm.likelihood import LIKELIHOODS
@@ -175,6 +176,23 @@ def test_schedule_in_steps(make_trainer):
 def test_milestones_that_cannot_be(milestones):
     with pytest.raises(UserError, match=r"training\.milestones are .*give rising fractions between 0 and 1"):
         TrainingConfig(schedule="steps", milestones=milestones)
+
+
+WORDS = [
+    (lambda: TrainingConfig(schedule="cosin"), "training.schedule is 'cosin'; give cosine, constant or steps"),
+    (lambda: TrainingConfig(optimizer="adam"), "training.optimizer is 'adam'; give adamw or sgd"),
+    (lambda: EvaluationConfig(split="train"), "evaluation.split is 'train'; give test or validation"),
+    (lambda: DataConfig(rotations="some"), "data.rotations is 'some'; give none, train, all or None"),
+    (lambda: ClassifierConfig(head="square"), "classifier.head is 'square'; give linear or cosine"),
+    (lambda: MAMLConfig(batch_norm="none"), "maml.batch_norm is 'none'; give support or transductive"),
+]
+
+
+@pytest.mark.parametrize(("made", "message"), WORDS)
+def test_a_word_that_is_none_of_a_settings_is_refused_in_python_too(made, message):
+    with pytest.raises(UserError) as error:
+        made()
+    assert str(error.value) == message
 
 
 @pytest.mark.parametrize("settings", [{"schedule": "steps"}, {"milestones": [0.5]}])

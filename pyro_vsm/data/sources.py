@@ -9,7 +9,7 @@ from typing import Literal
 
 from pyro_vsm.data.folds import leave_out
 from pyro_vsm.data.images import Splits
-from pyro_vsm.errors import UserError
+from pyro_vsm.errors import UserError, check_words
 
 
 @dataclass
@@ -54,8 +54,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.image_size is not None and not 8 <= self.image_size <= 1024:
             raise UserError(f"image_size is {self.image_size}: give a number of pixels from 8 to 1024")
-        if self.bad_files not in ("stop", "skip"):
-            raise UserError(f"bad_files is {self.bad_files!r}: give 'stop' or 'skip'")
+        check_words(self, "data")
         if self.seed < 0 or self.threads < 0:
             raise UserError(f"seed is {self.seed} and threads is {self.threads}: neither can be negative")
         if self.split is not None and (
