@@ -120,9 +120,10 @@ class VSMProgram(nn.Module):
         ``1/S sum_s softmax(logits(z_s))`` with ``m_s ~ q(m|M,S)``, ``z_s ~ q(z|m_s,S)``, or z integrated out where
         the likelihood can. Samples of z come in pairs that share m and lie opposite each other about the mean of
         ``q(z|m,S)`` (antithetic variates, Hammersley and Morton 1956): each of them has the right distribution, so
-        the average is unbiased, and for half of the networks' work it is more precise than that of as many
-        independent samples. What only densities need (priors, labels, Pyro's handlers) is left out, and on a CPU
-        only so many samples are drawn at a time as stay in its cache.
+        the average is unbiased. For half of the networks' work it is as precise as of 1.5 to 27 times as many
+        independent samples with trained models (experiments/NOTES.md, 34); where m alone is uncertain, of half as
+        many. What only densities need (priors, labels, Pyro's handlers) is left out, and on a CPU only so many
+        samples are drawn at a time as stay in its cache.
         """
         T, N = task.support.shape[:2]
         latent, closed = self.memory_use.latent, self.likelihood.closed

@@ -118,7 +118,7 @@ def same(model: FewShotModel, one: tuple[Tensor, Tensor], other: tuple[Tensor, T
     if not sampled(model, *one):
         torch.testing.assert_close(undo(model.predict(*other)), model.predict(*one), atol=2e-5, rtol=1e-4)
         return
-    a, b = (model.predict(s.expand(100, -1, -1, -1), q.expand(100, -1, -1), 10) for s, q in (one, other))
+    a, b = (model.predict(s.expand(100, -1, -1, -1), q.expand(100, -1, -1), 20) for s, q in (one, other))
     gap = undo(b) - a
     statistics.agree(gap, torch.zeros_like(gap[0]), power=0.15, scale=torch.ones(()), error=1e-5)
 
