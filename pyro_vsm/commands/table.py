@@ -18,7 +18,8 @@ Examples:
   pyro-vsm table experiments/glyphs/tables/systems.yaml --out tables
   pyro-vsm table experiments/mini_imagenet/tables/systems_1shot.yaml --data.root MINI_IMAGENET --out tables
   pyro-vsm table TABLE.yaml --out tables --seeds 0 --only pn vsm --evaluation.split validation
-  pyro-vsm table TABLE.yaml --out trial --override training.steps=100 training.compile=false"""
+  pyro-vsm table TABLE.yaml --out trial --override training.steps=100 training.compile=false
+  pyro-vsm table TABLE.yaml --out tables --devices cuda:0 cuda:1 cuda:1"""
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -39,6 +40,13 @@ def arguments(parser: ArgumentParser) -> None:
         "--override", type=str, nargs="+", default=[], metavar="NAME=VALUE", help="Settings laid over every row's."
     )
     parser.add_argument("--force", action="store_true", help="Use runs although their settings or data differ.")
+    parser.add_argument(
+        "--devices", type=str, nargs="+", default=[], metavar="DEVICE",
+        help="Train rows and seeds side by side on these, each in a process of its own (named twice: two at a time).",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prepare", action="store_true", help="Train and evaluate only; write no table (for a part of a larger job)."
+    )
     model_arguments(parser)
 
 
@@ -47,17 +55,26 @@ def run(args: Namespace) -> None:
     from pyro_vsm.tables import make_table
 
     evaluation = {k: v for k, v in vars(args.evaluation).items() if v is not None}
-    made = make_table(
-        args.table,
-        args.out,
-        root=args.data.root,
-        seeds=args.seeds,
-        only=args.only,
-        evaluation=evaluation,
-        override=_settings(args.override),
-        device=args.device,
-        force=args.force,
-    )
+    given: dict[str, Any] = {
+        "root": args.data.root,
+        "seeds": args.seeds,
+        "only": args.only,
+        "evaluation": evaluation,
+        "override": _settings(args.override),
+        "force": args.force,
+    }
+    if args.devices:
+        from pyro_vsm.tables.make import make_side_by_side
+
+        command = [args.table, "--out", args.out, *(["--force"] if args.force else [])]
+        command += ["--data.root", args.data.root] if args.data.root else []
+        for name, value in evaluation.items():
+            command += [f"--evaluation.{name}", str(value)]
+        command += ["--override", *args.override] if args.override else []
+        command += ["--allow-module", *args.allow_module] if args.allow_module else []
+        made = make_side_by_side(args.table, args.out, args.devices, command, write=not args.prepare, **given)
+    else:
+        made = make_table(args.table, args.out, device=args.device, write=not args.prepare, **given)
     if made is None:
         raise SystemExit(130)
 

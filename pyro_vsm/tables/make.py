@@ -16,6 +16,7 @@ from pyro_vsm.data import Splits
 from pyro_vsm.errors import UserError
 from pyro_vsm.jobs import Log
 from pyro_vsm.tables.definition import read_table
+from pyro_vsm.tables.devices import share_out
 from pyro_vsm.tables.lines import Found, command_line, lines_by_seed, remarks, summary
 from pyro_vsm.tables.rows import Protocol, Row, Table
 from pyro_vsm.tables.runs import TableRuns
@@ -40,6 +41,7 @@ def make_table(
     override: Mapping[str, Any] | None = None,
     device: str = "auto",
     force: bool = False,
+    write: bool = True,
     log: Log = print,
 ) -> list[Path] | None:
     """Train, evaluate and write a table; what is there already is used again.
@@ -54,6 +56,7 @@ def make_table(
         override: dotted settings laid over those of every row.
         device: where to compute.
         force: use runs of other settings or data.
+        write: whether to write the table, or only to train and evaluate what it needs.
         log: receives what a user should read.
 
     Returns:
@@ -62,10 +65,7 @@ def make_table(
     Raises:
         UserError: what is wrong with the definition, the data or what lies in ``out``.
     """
-    changes = dict(override or {})
-    changes |= {"data.root": root} if root else {}
-    changes |= {"training.device": device} if device != "auto" else {}
-    table = read_table(path, seeds=seeds, override=changes)
+    table = read_table(path, seeds=seeds, override=_changes(root, device, override))
     wanted = _wanted(table, only)
     config = table.rows[0].config(table.seeds[0], Path)
     first = next(r for r in table.rows if r.shown)
@@ -86,7 +86,9 @@ def make_table(
                 log("Go on with the same command.")
                 return None
 
-    found: Found = {r.name: {} for r in table.rows if r.shown and (r in wanted or _trained(runs, r, log))}
+    others = [r for r in table.rows if r not in wanted] if write else []
+    shown = [r for r in table.rows if r.shown and (r in wanted or (r in others and _trained(runs, r, log)))]
+    found: Found = {r.name: {} for r in shown}
     for seed in table.seeds:
         if table.folds:
             scoring = TableScores(table, runs.data(seed), protocol, where)
@@ -101,12 +103,58 @@ def make_table(
             else:
                 log(f"Left out: {row.name} is trained, but not evaluated like this; name it in --only, too")
                 del found[row.name]
+    if not write:
+        return []
     shown = [r for r in table.rows if r.name in found]
     if not shown:
         log(f"No row to show: {', '.join(r.name for r in wanted)} are not shown.")
         return []
     given = command_line(path, root, seeds, only, evaluation or {}, override or {})
     return _write(table, shown, found, runs, data, protocol, where, given, log)
+
+
+def make_side_by_side(
+    path: Path | str,
+    out: Path | str,
+    devices: Sequence[str],
+    command: Sequence[str],
+    *,
+    root: str | None = None,
+    seeds: Sequence[int] | None = None,
+    only: Sequence[str] = (),
+    override: Mapping[str, Any] | None = None,
+    log: Log = print,
+    **rest: Any,
+) -> list[Path] | None:
+    """As :func:`make_table`, rows and seeds each in a process of its own on one of several devices.
+
+    Args:
+        path, out, root, seeds, only, override, log, rest: see :func:`make_table`.
+        devices: where to compute; a device that stands there twice takes two at a time.
+        command: the words of ``pyro-vsm table`` that say the same to a process, without rows, seeds and device.
+
+    Returns:
+        See :func:`make_table`.
+
+    Raises:
+        UserError: see :func:`make_table` and :func:`~pyro_vsm.tables.devices.share_out`.
+    """
+    table = read_table(path, seeds=seeds, override=_changes(root, devices[0], override))
+    # decoded once, so that the processes find it in the cache
+    config = table.rows[0].config(table.seeds[0], Path).data
+    data_sources.load(replace(config, fold=None) if table.folds else config, log)
+    if not share_out(_wanted(table, only), table.seeds, command, devices, Path(out) / "logs", log):
+        return None
+    return make_table(
+        path, out, root=root, seeds=seeds, only=only, override=override, device=devices[0], log=log, **rest
+    )
+
+
+def _changes(root: str | None, device: str, override: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Settings that a command lays over those of every row."""
+    changes = dict(override or {})
+    changes |= {"data.root": root} if root else {}
+    return changes | ({"training.device": device} if device != "auto" else {})
 
 
 def _trained(runs: TableRuns, row: Row, log: Log) -> bool:
