@@ -89,7 +89,7 @@ def test_published_variants(tmp_path, caplog):
     ("settings", "message"),
     [
         ({"variant": "large"}, "has no variant 'large': give one of alphabets, vinyals, small"),
-        ({"rotations": "some"}, "has no rotations 'some'"),
+        ({"rotations": "some"}, "data.rotations is 'some'; give none, train, all or None"),
         ({"variant": "vinyals"}, r"neither images_background\.zip nor a folder"),
     ],
 )

@@ -207,8 +207,8 @@ MUTATIONS = [
     Mutation(
         "memory rows shifted by one",
         "memory.py",
-        "match.to(torch.uint8).argmax(-1), fresh)",
-        "(match.to(torch.uint8).argmax(-1) + 1) % C, fresh)",
+        "stored = torch.where(match, row, C).amin(-1)",
+        "stored = torch.where(match, (row + 1) % C, C).amin(-1)",
         MEMORY,
     ),
     Mutation(
@@ -306,8 +306,8 @@ MUTATIONS = [
     Mutation(
         "prediction samples z although it can be integrated out",
         "model.py",
-        "logits = self.likelihood.marginal(q_z, task)\n            if",
-        "logits = None\n            if",
+        "logits = self.likelihood.marginal(q_z, task)\n        if",
+        "logits = None\n        if",
         GENERATIVE,
     ),
     Mutation(
