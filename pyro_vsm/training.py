@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyro
 import torch
@@ -25,6 +23,7 @@ from pyro_vsm.evaluation import evaluate_model
 from pyro_vsm.fewshot import FewShotModel
 from pyro_vsm.fused import fused
 from pyro_vsm.guard import StepGuard
+from pyro_vsm.optimizers import build_optimizer, limit, share_of_rate
 from pyro_vsm.results import EpisodeResults
 from pyro_vsm.run import Run
 from pyro_vsm.signals import Interrupt
@@ -107,19 +106,10 @@ class Trainer:
         backbone = [p for p in model.encoder.parameters() if p.requires_grad]
         inside = {id(p) for p in backbone}
         heads = [p for p in model.parameters() if id(p) not in inside and p.requires_grad]
-        cuda = self.device.type == "cuda"
         self.parameters = backbone + heads
-        parts = [(g, lr) for g, lr in ((backbone, t.lr), (heads, t.head_lr)) if g]
-        if t.lr == t.head_lr:  # one group is one pass
-            parts = [(self.parameters, t.lr)]
-        # of so many tensors a pass takes the first few dozen at once: the large ones
-        parts = [(sorted(g, key=torch.Tensor.numel, reverse=True), lr) for g, lr in parts]
-        self.rates = [lr for _, lr in parts]
-        # on CUDA the rate is a tensor, so that a captured step reads the current one
-        groups = [{"params": g, "lr": torch.tensor(lr, device=self.device) if cuda else lr} for g, lr in parts]
+        self.optimizer, self.rates = build_optimizer(backbone, heads, t, self.device)
         number = {id(p): i for i, p in enumerate(self.parameters)}
-        self.order = [number[id(p)] for g, _ in parts for p in g]
-        self.optimizer = self._optimizer(groups, cuda)
+        self.order = [number[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
         self.guard = StepGuard(self.model, self.optimizer, self.device, compiled=t.compile_heads)
         # divides the gradient, inside of the optimiser's one pass
         self.divisor = torch.ones((), device=self.device)
@@ -131,22 +121,12 @@ class Trainer:
         self.progress = torch.zeros((), device=self.device)
         self.sums: dict[str, Tensor] = {}
         self._tally = fused(_tally) if t.compile_heads else _tally
-        self._limit = fused(_limit) if t.compile_heads else _limit
+        self._limit = fused(limit) if t.compile_heads else limit
         self.count = 0
         self.step = 0
         self.best_accuracy, self.best_step = -math.inf, 0
         self.seconds = 0.0
         self._graph: torch.cuda.CUDAGraph | None = None
-
-    def _optimizer(self, groups: list[dict[str, Any]], cuda: bool) -> torch.optim.Optimizer:
-        t = self.config.training
-        # fused, because only that takes a rate and a request to skip from the device without waiting for it
-        if t.optimizer == "sgd":
-            sgd = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=t.weight_decay, fused=True)
-            for p in self.parameters:  # PyTorch leaves the buffers unset where the first step is skipped
-                sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            return sgd
-        return torch.optim.AdamW(groups, weight_decay=t.weight_decay, capturable=cuda, fused=True)
 
     # --- one step ---------------------------------------------------------------------------------------------
 
@@ -154,9 +134,7 @@ class Trainer:
         """Learning rates, averaging rate and progress for the step to come."""
         t = self.config.training
         done = self.step / max(t.steps, 1)
-        factor = 0.1 ** sum(done >= m for m in t.milestones)  # 1 but under steps
-        if t.schedule == "cosine":
-            factor = 0.5 * (1 + math.cos(math.pi * done))
+        factor = share_of_rate(t, done)
         now = [(self.progress, done), (self.guard.number, self.step + 1.0)]
         now.append((self.average.rate, self.average.rate_at(self.step)))
         for group, rate in zip(self.optimizer.param_groups, self.rates):
@@ -329,15 +307,6 @@ class Trainer:
         self._check()
         self.seconds += time.perf_counter() - started
         self.run.save_state(self)
-
-
-@torch.no_grad()
-def _limit(norms: Sequence[Tensor], divisor: Tensor, clip: float) -> Tensor:
-    """Norm of the gradient whose tensors have these; sets what to divide it by to keep within ``clip`` (0: any)."""
-    norm = torch.stack(list(norms)).norm()
-    if clip:
-        divisor.copy_((norm / clip).clamp_min(1.0))
-    return norm
 
 
 @torch.no_grad()

@@ -340,3 +340,32 @@ def test_devices_that_are_not_there(name):
 def test_episodes_that_do_not_fit_the_data(make_trainer, changes, message):
     with pytest.raises(UserError, match=message):
         make_trainer("pn", **changes)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.05, 1e3])
+def test_clipping_inside_of_the_optimiser_is_clipping_before_it(make_trainer, clip):
+    """By SGD, as Adam does not mind the length of a gradient."""
+    seen = []
+    for folder in ("inside", "before"):
+        trainer = make_trainer("pn", folder, training={"clip": clip, "optimizer": "sgd", "lr": 0.1, "head_lr": 0.1})
+        if folder == "before":
+            trainer._limit = lambda norms, divisor, most, t=trainer: torch.nn.utils.clip_grad_norm_(
+                t.parameters, most or float("inf")
+            )
+        torch.manual_seed(3)
+        for _ in range(3):
+            trainer._advance()
+        seen.append((weights(trainer.model), trainer.sums["gradient_norm"].item() / 3))
+    torch.testing.assert_close(seen[0], seen[1], atol=1e-6, rtol=1e-4)
+    assert seen[0][1] > 0.05  # so the second of the limits is felt, and the third is not
+
+
+def test_two_rates_that_are_one_are_one_group_with_the_large_tensors_first(make_trainer):
+    one, two = (make_trainer("vsm", str(r), training={"lr": 1e-3, "head_lr": r}) for r in (1e-3, 1e-2))
+    assert [len(t.optimizer.param_groups) for t in (one, two)] == [1, 2]
+    for trainer in (one, two):
+        for group in trainer.optimizer.param_groups:
+            sizes = [p.numel() for p in group["params"]]
+            assert sizes == sorted(sizes, reverse=True)
+        flat = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+        assert [trainer.parameters[i] is p for i, p in zip(trainer.order, flat)] == [True] * len(flat)

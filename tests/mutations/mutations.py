@@ -446,7 +446,7 @@ MUTATIONS = [
     ),
     Mutation(
         "schedule: rates fall a step late",
-        "training.py",
+        "optimizers.py",
         "sum(done >= m for m in t.milestones)",
         "sum(done > m for m in t.milestones)",
         ("test_training.py",),
