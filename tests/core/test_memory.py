@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load, save
 from torch.nn import functional as F
 
+from pyro_vsm import memory as memory_module
 from pyro_vsm.errors import UserError
 from pyro_vsm.memory import SemanticMemory
 from pyro_vsm.memory_updates import MEMORY_UPDATES, AttentionUpdate, MeanUpdate
@@ -520,3 +521,19 @@ def test_the_backbone_learns_through_the_memory():
     model.encoder.zero_grad()
     (seen.log_address.exp() @ seen.values).square().sum().backward()
     assert (model.encoder.backbone.layer[1].weight.grad != 0).any()
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 8])
+def test_rows_by_comparison_are_those_by_search(capacity, monkeypatch):
+    """Free and taken rows, known and new classes, more new ones than there is room for."""
+    for seed in range(40):
+        torch.manual_seed(seed)
+        classes = torch.where(torch.rand(capacity) < 0.3, -1, torch.randperm(20)[:capacity])
+        written = torch.randint(0, 4, (capacity,))
+        slots = torch.randint(0, 20, (6,))
+        found = []
+        for most in (0, 1024):
+            monkeypatch.setattr(memory_module, "PAIRWISE", most)
+            found.append(memory_module.rows_of(slots, classes, written, False))
+        for one, other in zip(*found):
+            assert torch.equal(one, other)
