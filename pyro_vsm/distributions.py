@@ -213,16 +213,6 @@ class LowRankGaussian(TorchDistribution):
         return -0.5 * (square + log_det + value.shape[-1] * LOG_2PI)
 
 
-SYMMETRIC = (
-    LowRankGaussian,
-    dist.Normal,
-    dist.MultivariateNormal,
-    dist.LowRankMultivariateNormal,
-    dist.Laplace,
-    dist.Delta,
-)
-
-
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:
     """``matrix @ vector``, ``[..., A, B]`` and ``[..., B]``; a matrix shared by the batch is not copied for it."""
     with full_precision(vector):
@@ -311,6 +301,17 @@ def gaussian_parts(p: TorchDistribution) -> tuple[Tensor, Tensor, Tensor]:
         f"{type(p).__name__}; choose prior_z memory, empirical_bayes, conditional or standard_normal, and "
         "posterior_z conjugate or amortised"
     )
+
+
+SYMMETRIC = (
+    LowRankGaussian,
+    dist.Normal,
+    dist.MultivariateNormal,
+    dist.LowRankMultivariateNormal,
+    dist.Laplace,
+    dist.Delta,
+)
+"""Kinds of distributions that lie alike on both sides of their mean."""
 
 
 def opposite(q: TorchDistribution, z: Tensor) -> Tensor:

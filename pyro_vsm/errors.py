@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 class UserError(Exception):
@@ -34,9 +35,7 @@ def check_words(settings: Any, section: str) -> None:
 
 
 def _words(hint: Any) -> tuple[Any, ...]:
-    """What a Literal allows, or a union of Literals and None; nothing of any other type."""
-    if get_origin(hint) is Literal:
-        return get_args(hint)
-    parts = get_args(hint) if get_origin(hint) is not None else ()
-    found = [(None,) if part is type(None) else _words(part) for part in parts]
-    return tuple(word for words in found for word in words) if any(w not in ((), (None,)) for w in found) else ()
+    """What a Literal allows, or a union of one with None; nothing of any other type."""
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    words = tuple(word for part in parts if get_origin(part) is Literal for word in get_args(part))
+    return (*words, None) if words and type(None) in parts else words

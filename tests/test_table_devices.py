@@ -120,3 +120,9 @@ def test_each_process_sees_its_own_gpu(monkeypatch):
     assert environment("cpu", 2)[0] == "cpu"
     with pytest.raises(UserError, match="cuda:9"):
         environment("cuda:9", 1)
+
+
+def test_one_device_beside_several_is_refused(definition, tmp_path, capsys):
+    words = ["table", str(definition()), "--out", str(tmp_path / "out"), "--devices", "cpu", "--device", "cpu"]
+    assert main(words) == 2
+    assert "--device cpu beside --devices; give one of the two" in capsys.readouterr().err

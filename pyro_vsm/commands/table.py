@@ -64,13 +64,14 @@ def run(args: Namespace) -> None:
         "force": args.force,
     }
     if args.devices:
+        from pyro_vsm.tables.lines import settings_words
         from pyro_vsm.tables.make import make_side_by_side
 
+        if args.device != "auto":
+            raise UserError(f"--device {args.device} beside --devices; give one of the two")
         command = [args.table, "--out", args.out, *(["--force"] if args.force else [])]
         command += ["--data.root", args.data.root] if args.data.root else []
-        for name, value in evaluation.items():
-            command += [f"--evaluation.{name}", str(value)]
-        command += ["--override", *args.override] if args.override else []
+        command += settings_words(evaluation, args.override)
         command += ["--allow-module", *args.allow_module] if args.allow_module else []
         made = make_side_by_side(args.table, args.out, args.devices, command, write=not args.prepare, **given)
     else:

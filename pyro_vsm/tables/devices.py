@@ -69,7 +69,7 @@ def share_out(
             work.stop()
             log("Go on with the same command.")
             return False
-        finally:
+        finally:  # of an error, or of a second interruption while the first was waited for
             work.stop()
     if work.failed:
         (name, seed), reason = next(iter(work.failed.items()))
@@ -139,8 +139,10 @@ class _Work:
     def begin(self) -> None:
         """Give each free place the first training that has all it needs."""
         for place in range(len(self.places)):
+            if place in self.running:
+                continue
             ready = [(n, s) for n, s in self.waiting if all((k, s) in self.done for k in self.needs[n])]
-            if place not in self.running and ready:
+            if ready:
                 self.waiting.remove(ready[0])
                 self.running[place] = self._start(ready[0], *self.places[place])
         self.bar.set_postfix_str(", ".join(f"{n} {s}" for n, s in (r.key for r in self.running.values())), False)

@@ -191,7 +191,11 @@ def command_line(
     words += ["--data.root", "ROOT"] if root else []
     words += ["--seeds", *map(str, seeds)] if seeds else []
     words += ["--only", *only] if only else []
-    for name, value in evaluation.items():
-        words += [f"--evaluation.{name}", str(value)]
-    words += ["--override", *(f"{name}={value}" for name, value in override.items())] if override else []
+    words += settings_words(evaluation, [f"{name}={value}" for name, value in override.items()])
     return shlex.join(words)
+
+
+def settings_words(evaluation: Mapping[str, Any], override: Sequence[str]) -> list[str]:
+    """Words of ``pyro-vsm table`` that change the evaluation and lay ``NAME=VALUE`` over all rows."""
+    words = [word for name, value in evaluation.items() for word in (f"--evaluation.{name}", str(value))]
+    return [*words, "--override", *override] if override else words

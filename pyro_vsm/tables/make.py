@@ -76,7 +76,7 @@ def make_table(
             f"{path}: a table with folds is for choosing and is evaluated on the classes left out, not on test "
             "classes; set evaluation.split to validation"
         )
-    data = data_sources.load(replace(config.data, fold=None) if table.folds else config.data, log)
+    data = _load(table, log)
     runs = TableRuns(table, Path(out), data, force=force, log=log)
     scoring = TableScores(table, runs.data(table.seeds[0]), protocol, where)
     runs.check(wanted)
@@ -86,9 +86,7 @@ def make_table(
                 log("Go on with the same command.")
                 return None
 
-    others = [r for r in table.rows if r not in wanted] if write else []
-    shown = [r for r in table.rows if r.shown and (r in wanted or (r in others and _trained(runs, r, log)))]
-    found: Found = {r.name: {} for r in shown}
+    found: Found = {r.name: {} for r in table.rows if r.shown and (r in wanted or (write and _trained(runs, r, log)))}
     for seed in table.seeds:
         if table.folds:
             scoring = TableScores(table, runs.data(seed), protocol, where)
@@ -140,14 +138,18 @@ def make_side_by_side(
         UserError: see :func:`make_table` and :func:`~pyro_vsm.tables.devices.share_out`.
     """
     table = read_table(path, seeds=seeds, override=_changes(root, devices[0], override))
-    # decoded once, so that the processes find it in the cache
-    config = table.rows[0].config(table.seeds[0], Path).data
-    data_sources.load(replace(config, fold=None) if table.folds else config, log)
+    _load(table, log)  # decoded once, so that the processes find it in the cache
     if not share_out(_wanted(table, only), table.seeds, command, devices, Path(out) / "logs", log):
         return None
     return make_table(
         path, out, root=root, seeds=seeds, only=only, override=override, device=devices[0], log=log, **rest
     )
+
+
+def _load(table: Table, log: Log) -> Splits:
+    """The images of a table, all folds of them."""
+    config = table.rows[0].config(table.seeds[0], Path).data
+    return data_sources.load(replace(config, fold=None) if table.folds else config, log)
 
 
 def _changes(root: str | None, device: str, override: Mapping[str, Any] | None) -> dict[str, Any]:
