@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.distributions.score_parts import ScoreParts
@@ -88,7 +87,10 @@ class GaussianMixture(TorchDistribution):
 
     def rsample(self, sample_shape=()) -> Tensor:
         """``sample_shape + batch + [D]``; differentiable in ``loc`` and ``scale`` only (see class)."""
-        address = self.address(Size(sample_shape))
+        return self.at(self.address(Size(sample_shape)))
+
+    def at(self, address: Tensor) -> Tensor:
+        """``[*address.shape, D]``, sampled from the components with these indices ``sample_shape + batch``."""
         loc = self._pick(self.loc, address)
         return loc + self._pick(self.scale, address) * torch.randn_like(loc)
 
@@ -301,22 +303,3 @@ def gaussian_parts(p: TorchDistribution) -> tuple[Tensor, Tensor, Tensor]:
         f"{type(p).__name__}; choose prior_z memory, empirical_bayes, conditional or standard_normal, and "
         "posterior_z conjugate or amortised"
     )
-
-
-SYMMETRIC = (
-    LowRankGaussian,
-    dist.Normal,
-    dist.MultivariateNormal,
-    dist.LowRankMultivariateNormal,
-    dist.Laplace,
-    dist.Delta,
-)
-"""Kinds of distributions that lie alike on both sides of their mean."""
-
-
-def opposite(q: TorchDistribution, z: Tensor) -> Tensor:
-    """As likely a sample as ``z``, on the other side of the mean; of a q not known to be symmetric a fresh one."""
-    base = q
-    while isinstance(base, dist.Independent):
-        base = base.base_dist
-    return 2 * q.mean - z if isinstance(base, SYMMETRIC) else q()

@@ -25,15 +25,18 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vsm.distributions import opposite
 from pyro_vsm.likelihood import Likelihood
 from pyro_vsm.memory_uses import MemoryUse
 from pyro_vsm.posteriors import PosteriorM, PosteriorZ
 from pyro_vsm.priors import PriorM, PriorZ
+from pyro_vsm.sampling import pair, spread
 from pyro_vsm.task import Task
 
 CACHED = 2**20
 """Elements of a tensor of which a few fit into the cache of a CPU (4 MiB in float32)."""
+
+ENOUGH = 16
+"""Samples of m in a prediction, before more than two samples of z share each."""
 
 
 class VSMProgram(nn.Module):
@@ -118,33 +121,37 @@ class VSMProgram(nn.Module):
         """Class probabilities ``[T, Q, N]`` of the queries, averaged over S samples of the guide.
 
         ``1/S sum_s softmax(logits(z_s))`` with ``m_s ~ q(m|M,S)``, ``z_s ~ q(z|m_s,S)``, or z integrated out where
-        the likelihood can. Samples of z come in pairs that share m and lie opposite each other about the mean of
-        ``q(z|m,S)`` (antithetic variates, Hammersley and Morton 1956): each of them has the right distribution, so
-        the average is unbiased. For half of the networks' work it is as precise as of 1.5 to 27 times as many
-        independent samples with trained models (experiments/NOTES.md, 34); where m alone is uncertain, of half as
-        many. What only densities need (priors, labels, Pyro's handlers) is left out, and on a CPU only so many
-        samples are drawn at a time as stay in its cache.
+        the likelihood can. Each sample has the right distribution, so the average is unbiased; they are not
+        independent: two of z share an m, four where that leaves at least ``ENOUGH`` of m, and lie in pairs opposite
+        each other (:func:`~pyro_vsm.sampling.pair`), and the entries that m comes from are drawn in strata
+        (:func:`~pyro_vsm.sampling.strata`). With trained models 100 are as precise as 100 to 230 independent ones,
+        for a quarter of the networks' work (experiments/NOTES.md, 34 and 35). What only densities need (priors,
+        labels, Pyro's handlers) is left out, and on a CPU only so many samples are drawn at a time as stay in its
+        cache.
         """
         T, N = task.support.shape[:2]
-        latent, closed = self.memory_use.latent, self.likelihood.closed
-        if latent:
-            q_m = self.posterior_m(task)
-        else:
-            q_z = self._q_z(self.memory_use(task), task)
-        of_each = 1 if closed else 2
-        at_once = samples if task.query.is_cuda else of_each * max(1, CACHED // task.prototype.numel())
-        total = task.query.new_zeros(())
-        for start in range(0, samples, at_once):
-            number = min(at_once, samples - start)
-            batch = (-(-number // of_each), T, N)
-            if latent:
-                q_z = self._q_z(q_m.expand(batch)(), task)
-            for logits in self._drawn(q_z, number, batch, task):
+        of_each = 1 if self.likelihood.closed else 4 if samples >= 4 * ENOUGH else 2
+        number = -(-samples // of_each)  # of m
+        at_once = number if task.query.is_cuda else max(1, CACHED // task.prototype.numel())
+        total, left = task.query.new_zeros(()), samples
+        for now, q_z in self._q_zs(task, number, at_once):
+            for logits in self._drawn(q_z, (now, T, N), min(left, now * of_each), task):
                 total = total + logits.softmax(-1).sum(0)
+            left -= now * of_each
         return total / samples
 
+    def _q_zs(self, task: Task, number: int, at_once: int) -> Iterator[tuple[int, TorchDistribution]]:
+        """``q(z|m,S)`` for so many m, for at most ``at_once`` at a time; the same one where m is not random."""
+        if self.memory_use.latent:
+            for m in spread(self.posterior_m(task), number, at_once):
+                yield len(m), self._q_z(m, task)
+        else:
+            q_z = self._q_z(self.memory_use(task), task)
+            for start in range(0, number, at_once):
+                yield min(at_once, number - start), q_z
+
     def _drawn(
-        self, q_z: TorchDistribution, number: int, batch: tuple[int, int, int], task: Task
+        self, q_z: TorchDistribution, batch: tuple[int, int, int], number: int, task: Task
     ) -> Iterator[Tensor]:
         """Logits ``[s, T, Q, N]`` of so many samples in all, with z from ``q_z``, in pairs, or integrated out."""
         logits = self.likelihood.marginal(q_z, task)
@@ -152,10 +159,11 @@ class VSMProgram(nn.Module):
             yield logits.expand(batch[0], *logits.shape[-3:])
             return
         q_z = q_z.expand(batch)
-        z = q_z()
-        yield self.likelihood(z, task)
-        if number > 1:
-            yield self.likelihood(opposite(q_z, z)[: number // 2], task)
+        while number > 0:
+            for z in pair(q_z):
+                if number > 0:
+                    yield self.likelihood(z[:number], task)
+                number -= batch[0]
 
     def _q_z(self, m: Tensor, task: Task) -> TorchDistribution:
         prior = self.prior_z(m, task) if self.posterior_z.uses_prior else None

@@ -1,6 +1,5 @@
 """Densities against torch.distributions, samples against densities, the mixture's gradient against the exact one."""
 
-import pyro.distributions as dist
 import pytest
 import torch
 from torch import distributions as td
@@ -10,7 +9,6 @@ from pyro_vsm.distributions import (
     LowRankGaussian,
     RelaxedGaussianMixture,
     conjugate_posterior,
-    opposite,
 )
 
 DOUBLE = {"dtype": torch.float64}
@@ -137,29 +135,3 @@ def test_conjugate_posterior_at_1600_dimensions_in_float32():
     torch.testing.assert_close(q.loc.double(), p.loc, atol=2e-3, rtol=1e-3)
     value = q.rsample()
     torch.testing.assert_close(q.log_prob(value).double(), p.log_prob(value.double()), atol=0.05, rtol=1e-4)
-
-
-SYMMETRIC = {
-    "normal": lambda: dist.Normal(torch.randn(2, 3, 5, **DOUBLE), torch.rand(2, 3, 5, **DOUBLE) + 0.3).to_event(1),
-    "low rank": lambda: LowRankGaussian(
-        torch.randn(2, 3, 5, **DOUBLE), torch.randn(3, 5, 2, **DOUBLE), torch.rand(5, **DOUBLE) + 0.3
-    ),
-    "delta": lambda: dist.Delta(torch.randn(2, 3, 5, **DOUBLE), event_dim=1),
-}
-
-
-@pytest.mark.parametrize("kind", SYMMETRIC)
-def test_an_opposite_sample_is_as_likely_and_their_middle_is_the_mean(kind):
-    q = SYMMETRIC[kind]().expand((7, 2, 3))
-    z = q.rsample()
-    other = opposite(q, z)
-    torch.testing.assert_close((z + other) / 2, q.mean.expand(7, 2, 3, 5))
-    torch.testing.assert_close(q.log_prob(other), q.log_prob(z))
-
-
-def test_a_skewed_distribution_has_no_opposite_but_a_fresh_sample():
-    q = dist.Gamma(torch.full((2000, 3), 0.5), torch.ones(2000, 3)).to_event(1)
-    z = q.sample()
-    other = opposite(q, z)
-    assert (other > 0).all()
-    assert abs(torch.corrcoef(torch.stack([z.flatten(), other.flatten()]))[0, 1]) < 0.1

@@ -106,10 +106,17 @@ MUTATIONS = [
     ),
     Mutation(
         "the second of a pair opposite to something else than the mean",
-        "distributions.py",
-        "return 2 * q.mean - z if",
-        "return q.mean - z if",
-        ("test_distributions.py", "test_model.py"),
+        "sampling.py",
+        "q.mean.expand_as(z), 2.0)",
+        "q.mean.expand_as(z), 1.0)",
+        ("test_sampling.py", "test_model.py"),
+    ),
+    Mutation(
+        "strata in the same order for every class",
+        "sampling.py",
+        "torch.rand(*batch, number, device=logits.device).argsort(-1)",
+        "torch.rand(number, device=logits.device).argsort(-1).expand(*batch, number)",
+        ("test_sampling.py",),
     ),
     # densities
     Mutation(

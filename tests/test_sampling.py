@@ -1,0 +1,80 @@
+"""Samples for averages: each by its own distribution, together with less noise than independent ones."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_vsm.distributions import GaussianMixture, LowRankGaussian, RelaxedGaussianMixture
+from pyro_vsm.sampling import pair, spread, strata
+
+DOUBLE = {"dtype": torch.float64}
+
+SYMMETRIC = {
+    "normal": lambda: dist.Normal(torch.randn(2, 3, 5, **DOUBLE), torch.rand(2, 3, 5, **DOUBLE) + 0.3).to_event(1),
+    "low rank": lambda: LowRankGaussian(
+        torch.randn(2, 3, 5, **DOUBLE), torch.randn(3, 5, 2, **DOUBLE), torch.rand(5, **DOUBLE) + 0.3
+    ),
+    "delta": lambda: dist.Delta(torch.randn(2, 3, 5, **DOUBLE), event_dim=1),
+}
+
+
+@pytest.mark.parametrize("kind", SYMMETRIC)
+def test_of_a_pair_both_are_as_likely_and_their_middle_is_the_mean(kind):
+    q = SYMMETRIC[kind]().expand((7, 2, 3))
+    z, other = pair(q)
+    torch.testing.assert_close((z + other) / 2, q.mean.expand(7, 2, 3, 5))
+    torch.testing.assert_close(q.log_prob(other), q.log_prob(z))
+
+
+def test_a_pair_of_a_skewed_distribution_is_independent():
+    q = dist.Gamma(torch.full((2000, 3), 0.5), torch.ones(2000, 3)).to_event(1)
+    z, other = pair(q)
+    assert (other > 0).all()
+    assert abs(torch.corrcoef(torch.stack([z.flatten(), other.flatten()]))[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("number", [1, 7, 50])
+def test_strata_draw_each_component_as_often_as_its_weight_says(number):
+    logits = torch.randn(4, 3, 10)
+    logits[..., 2] = -torch.inf
+    logits[..., 9] = -torch.inf
+    times = torch.nn.functional.one_hot(strata(logits, number), 10).sum(0)
+    assert times.shape == (4, 3, 10)
+    expected = number * logits.softmax(-1)
+    # of the components up to each, one more or less where a part of the cumulative distribution lies across
+    assert ((times.cumsum(-1) - expected.cumsum(-1)).abs() < 1 + 1e-4).all()
+    assert (times[..., [2, 9]] == 0).all()
+
+
+def test_indices_of_strata_have_the_right_weights_one_by_one_and_do_not_depend_on_each_other():
+    w = torch.tensor([0.1, 0.2, 0.3, 0.4], **DOUBLE)
+    index = torch.stack([strata(w.log().expand(2, 4), 3) for _ in range(20000)])  # [repetitions, 3, 2]
+    for i in range(3):
+        share = torch.bincount(index[:, i, 0], minlength=4) / 20000
+        assert ((share - w).abs() < 5 * (w * (1 - w) / 20000).sqrt()).all()
+        both = torch.bincount(4 * index[:, i, 0] + index[:, i, 1], minlength=16).view(4, 4) / 20000
+        joint = w[:, None] * w
+        assert ((both - joint).abs() < 5 * (joint * (1 - joint) / 20000).sqrt()).all()
+
+
+def test_an_average_over_strata_has_the_expectation_and_less_noise():
+    logits = torch.randn(8, **DOUBLE)
+    q = GaussianMixture(logits, 3 * torch.randn(8, 2, **DOUBLE), torch.full((8, 2), 0.1, **DOUBLE))
+    averages = torch.stack([torch.cat(list(spread(q, 25, 10))).mean(0) for _ in range(2000)])
+    independent = q.expand((2000, 25))().mean(1)
+    error = averages.std(0) / 2000**0.5
+    assert ((averages.mean(0) - q.mean).abs() < 5 * error).all()
+    assert (averages.var(0) < 0.2 * independent.var(0)).all()
+
+
+def test_what_is_no_plain_mixture_is_spread_as_it_draws_itself():
+    loc, scale = torch.randn(4, 5, **DOUBLE), torch.rand(4, 5, **DOUBLE)
+    for q in (
+        RelaxedGaussianMixture(torch.randn(2, 3, 4, **DOUBLE), loc, scale),
+        dist.Normal(torch.randn(2, 3, 5, **DOUBLE), 1.0).to_event(1),
+    ):
+        torch.manual_seed(0)
+        parts = list(spread(q, 7, 4))
+        torch.manual_seed(0)
+        assert [len(p) for p in parts] == [4, 3]
+        torch.testing.assert_close(torch.cat(parts), torch.cat([q.expand((n, 2, 3))() for n in (4, 3)]))
