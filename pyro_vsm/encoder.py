@@ -79,7 +79,7 @@ class Encoder(nn.Module):
         return self.feature_map.dim
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features ``[B, D]`` (float32) of images ``[B, C, H, W]``, uint8, float in [0, 1], or :meth:`normalised`.
+        """Features ``[B, D]`` (float32) of images ``[B, C, H, W]``, uint8 or float in [0, 1].
 
         Raises:
             UserError: images of another shape than the backbone was made for.
@@ -111,7 +111,7 @@ class Encoder(nn.Module):
         return self._compiled_output(images) if compiled else self._output(images)
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Float32 in [0, 1] of images ``[B, C, H, W]``, uint8 or float in [0, 1]; :meth:`normalised` ones stay.
+        """Float32 in [0, 1] of images ``[B, C, H, W]``, uint8 or float in [0, 1].
 
         Raises:
             UserError: images of another shape than the backbone was made for.
@@ -121,25 +121,12 @@ class Encoder(nn.Module):
             raise UserError(
                 f"images have shape {list(images.shape)}; this model takes [batch, {', '.join(map(str, wanted))}]"
             )
-        if images.dtype == torch.bfloat16:
-            return images
         return images.float() / 255 if images.dtype == torch.uint8 else images.float()
-
-    def normalised(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] as a backbone in bfloat16 reads them: bfloat16, which tells them from others.
-
-        Whoever makes the images can do this in the same pass over the pixels.
-        """
-        x = (images - self.mean) / self.std
-        return x.to(torch.bfloat16, memory_format=torch.channels_last)
 
     def _output(self, images: Tensor) -> Tensor:
         low = self.amp and images.is_cuda
         with torch.autocast(images.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
-            if images.dtype == torch.bfloat16:
-                x = images if low else images.float()
-            else:
-                x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+            x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
             h = self.backbone(x)
         return h.float()
 

@@ -32,22 +32,21 @@ class Feed(ABC):
         """The model's loss and terms (see :meth:`FewShotModel.forward`) on a fresh random batch."""
 
 
-def _distortion(config: Config, finish: Callable[[Tensor], Tensor] | None = None) -> Callable[..., Tensor]:
-    """Augmentation, and what the model does to the pixels first: a dozen passes over them, or compiled one or two."""
-
-    def run(*arguments: Any) -> Tensor:
-        images = distort(*arguments)
-        return images if finish is None else finish(images)
-
+def _distortion(config: Config) -> Callable[..., Tensor]:
+    """Augmentation: a dozen passes over the pixels, or compiled one or two."""
     if not config.training.compile:
-        return run
+        return distort
     options = {}
     if not config.augment.resamples:  # a resampled image would be computed anew for every pixel, and hardly compiles
         # what is left in memory on the way costs more than to compute it again for each of its readers
         thresholds = ("realize_reads_threshold", "realize_acc_reads_threshold", "realize_opcount_threshold")
         options = dict.fromkeys(thresholds, 1000)
+    return fused(_in_channels_last, **options)
+
+
+def _in_channels_last(*arguments: Any) -> Tensor:
     # as the backbone reads it
-    return fused(lambda *a: run(*a).contiguous(memory_format=torch.channels_last), **options)
+    return distort(*arguments).contiguous(memory_format=torch.channels_last)
 
 
 class EpisodeFeed(Feed):
@@ -56,17 +55,16 @@ class EpisodeFeed(Feed):
     Args:
         data: training images, on their device.
         config: its ``episodes`` and ``augment``.
-        finish: what the model does to the pixels first, if it wants that done here.
 
     Raises:
         UserError: the episodes do not fit the data.
     """
 
-    def __init__(self, data: ClassImages, config: Config, finish: Callable[[Tensor], Tensor] | None = None):
+    def __init__(self, data: ClassImages, config: Config):
         e = config.episodes
         self.data, self.config = data, config
         self.sampler = EpisodeSampler(data, way=e.way, shot=e.shot, queries=e.queries)
-        self._distort = _distortion(config, finish)
+        self._distort = _distortion(config)
 
     def loss(self, model: FewShotModel, progress: Tensor) -> Loss:
         """See :class:`Feed`."""
@@ -75,7 +73,7 @@ class EpisodeFeed(Feed):
         return model(self.images(index), self.config.episodes.shot, classes, progress)
 
     def images(self, index: EpisodeIndex) -> Tensor:
-        """Augmented images ``[T, N, K+Q, C, H, W]`` of the episodes, support first: float32 in [0, 1], or finished.
+        """Augmented images ``[T, N, K+Q, C, H, W]`` of the episodes, float32 in [0, 1], support first.
 
         Of several processes each gets its share of the T tasks, from the same random stream.
         """

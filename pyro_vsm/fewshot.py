@@ -78,11 +78,7 @@ class FewShotModel(nn.Module, ABC):
             data: training images, on the device.
             config: the run.
         """
-        if config.training.freeze:
-            return FeatureFeed(data, config, self)
-        low = self.encoder.amp and data.images.is_cuda
-        # a subclass with a forward of its own is given plain pixels
-        return EpisodeFeed(data, config, self.encoder.normalised if low and self.joint else None)
+        return FeatureFeed(data, config, self) if config.training.freeze else EpisodeFeed(data, config)
 
     @abstractmethod
     def loss(
