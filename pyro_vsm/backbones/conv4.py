@@ -24,6 +24,8 @@ class Block(nn.Sequential):
         x = F.conv2d(
             x, conv.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale, padding=conv.padding
         )
+        if isinstance(rest[-1], nn.MaxPool2d):
+            rest.reverse()  # the largest of what is cut off at zero, or cut off the largest: of a quarter of the numbers
         for layer in rest:
             x = layer(x)
         return x
