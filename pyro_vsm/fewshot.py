@@ -99,7 +99,10 @@ class FewShotModel(nn.Module, ABC):
         return []
 
     def after_step(self) -> None:
-        """Called after each optimiser step, for what is learned without gradient (the memory); does nothing here."""
+        """Called at the end of each step, for what is learned without gradient (the memory); does nothing here.
+
+        The optimiser may be at work meanwhile: trained parameters are not to be read.
+        """
 
     def refresh(self) -> None:
         """Called every ``log_every`` steps, for what is too slow for each of them; does nothing here."""

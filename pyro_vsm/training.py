@@ -155,9 +155,9 @@ class Trainer:
         parallel.average_gradients(self.split_parameters)
         values = {"loss": loss.detach(), **terms, "gradient_norm": self._clip()}
         good = self.guard.judge(values)
+        self.beside.start()
         self.optimizer.step()
         self.average.rate.mul_(good)
-        self.beside.start()
         self.average.update()
         with self.beside:
             self.model.after_step()
