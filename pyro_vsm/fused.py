@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-import torch._inductor
-
 
 def fused(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Compiled for tensors of fixed shapes.
@@ -20,6 +17,8 @@ def fused(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         options: further wishes (:func:`torch._inductor.list_options`); those that this version does not know are
             left out.
     """
+    import torch._inductor  # two seconds, which only those who compile should wait
+
     known = torch._inductor.list_options()
     wishes = {"combo_kernels": True, **options}
     return torch.compile(function, dynamic=False, options={k: v for k, v in wishes.items() if k in known})

@@ -174,7 +174,6 @@ def joined(part: Tensor) -> Tensor:
     return part if size() == 1 else _Gather.apply(part)
 
 
-@torch.compiler.disable
 def average(value: Tensor) -> Tensor:
     """The mean over the processes, differentiable."""
     return value if size() == 1 else _Average.apply(value)
@@ -230,7 +229,12 @@ def gather_portions(part: Tensor, number: int, unit: int = 1) -> Tensor:
 
 
 class JointBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation by the moments of the joint batch; ``nn.SyncBatchNorm`` for CPU, too."""
+    """Batch normalisation by the moments of the joint batch; ``nn.SyncBatchNorm`` for CPU, too.
+
+    Made of others by :func:`join_batch_norm`.
+    """
+
+    average = staticmethod(average)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B / W, C, H, W]``."""
@@ -238,8 +242,8 @@ class JointBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         values = x.float()
         own_mean, own_var = values.mean((0, 2, 3)), values.var((0, 2, 3), unbiased=False)
-        mean = average(own_mean)
-        var = average(own_var + (own_mean - mean).square())
+        mean = self.average(own_mean)
+        var = self.average(own_var + (own_mean - mean).square())
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             number = values.numel() // values.shape[1] * size()
             with torch.no_grad():
@@ -255,6 +259,8 @@ class JointBatchNorm2d(nn.BatchNorm2d):
 
 def join_batch_norm(module: nn.Module) -> None:
     """Make every :class:`torch.nn.BatchNorm2d` inside normalise by the joint batch; names and values stay."""
+    # messages are nothing to compile; only asked for here, because it loads the compiler, which takes two seconds
+    JointBatchNorm2d.average = staticmethod(torch.compiler.disable(average))
     for part in module.modules():
         if type(part) is nn.BatchNorm2d:
             part.__class__ = JointBatchNorm2d

@@ -1,6 +1,8 @@
 """The recorded and compiled loss is the eager one: value, gradients, terms, memory, and what it leaves behind."""
 
 import copy
+import subprocess
+import sys
 import warnings
 
 import pyro
@@ -153,3 +155,15 @@ def test_captured_and_compiled_steps_train_as_eager_ones(tiny_config, tiny_data,
         seen.append(losses)
     for losses in seen[1:]:
         assert losses == pytest.approx(seen[0], abs=5e-3)
+
+
+def test_the_compiler_is_loaded_for_those_who_compile():
+    """It takes as long as PyTorch itself."""
+    loaded = [
+        subprocess.run(
+            [sys.executable, "-c", f"import sys, {name}; print('torch._dynamo' in sys.modules)"],
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for name in ("torch", "pyro_vsm")
+    ]  # fmt: skip
+    assert loaded[0] == loaded[1]

@@ -62,6 +62,13 @@ def test_side_by_side_is_one_after_the_other(definition, tmp_path, capsys):
     rows = [json.loads((out / "tiny.json").read_text())["rows"] for out in (together, alone)]
     for mine, theirs in zip(*rows, strict=True):
         assert mine["accuracy"]["mean"] == pytest.approx(theirs["accuracy"]["mean"])
+    # what is there needs no process; one whose evaluation is gone does
+    for log in (together / "logs").iterdir():
+        log.unlink()
+    for kept in (together / "runs" / "vsm").rglob("evaluations/*"):
+        kept.unlink()
+    assert main(["table", str(path), "--out", str(together), "--devices", "cpu"]) == 0
+    assert [p.name for p in (together / "logs").iterdir()] == ["vsm-seed-0.log"]
     # nothing is trained or written again, and a part of it writes no table
     (together / "tiny.md").unlink()
     before = {p: p.stat().st_mtime_ns for p in together.glob("runs/**/model.safetensors")}

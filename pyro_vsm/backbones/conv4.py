@@ -25,7 +25,7 @@ class Block(nn.Sequential):
             x, conv.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale, padding=conv.padding
         )
         if isinstance(rest[-1], nn.MaxPool2d):
-            rest.reverse()  # the largest of what is cut off at zero, or cut off the largest: of a quarter of the numbers
+            rest.reverse()  # the largest of what is cut at zero is the largest, cut at zero: a quarter of the cuts
         for layer in rest:
             x = layer(x)
         return x

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -35,6 +35,7 @@ def share_out(
     command: Sequence[str],
     devices: Sequence[str],
     folder: Path,
+    done: Collection[Key] = (),
     log: Log = print,
 ) -> bool:
     """Train and evaluate rows with all seeds; a row begins when those that it needs are there.
@@ -48,6 +49,7 @@ def share_out(
         command: words of ``pyro-vsm table`` that all share.
         devices: where to compute; a device that stands there twice takes two at a time.
         folder: of the logs.
+        done: what needs no process, because it is there.
         log: receives what a user should read.
 
     Returns:
@@ -57,7 +59,7 @@ def share_out(
         UserError: an unknown device, or trainings that failed; those that do not need them have been done all the
             same.
     """
-    work = _Work(rows, seeds, command, devices, folder)
+    work = _Work(rows, seeds, command, devices, folder, done)
     with work.bar, stopping():
         try:
             while work.waiting or work.running:
@@ -92,15 +94,21 @@ class _Work:
     """Which trainings wait, run, are done or have failed."""
 
     def __init__(
-        self, rows: Sequence[Row], seeds: Sequence[int], command: Sequence[str], devices: Sequence[str], folder: Path
+        self,
+        rows: Sequence[Row],
+        seeds: Sequence[int],
+        command: Sequence[str],
+        devices: Sequence[str],
+        folder: Path,
+        done: Collection[Key],
     ):
         self.command, self.devices, self.folder = command, devices, folder
         self.places = [environment(device, len(devices)) for device in devices]
         names = {row.name for row in rows}
         self.needs = {row.name: [n for n in row.needs if n in names] for row in rows}
-        self.waiting: list[Key] = [(row.name, seed) for seed in seeds for row in rows]
+        self.done: set[Key] = set(done)
+        self.waiting: list[Key] = [(r.name, seed) for seed in seeds for r in rows if (r.name, seed) not in self.done]
         self.running: dict[int, _Running] = {}
-        self.done: set[Key] = set()
         self.failed: dict[Key, str] = {}
         self.bar = tqdm(total=len(self.waiting), desc="table", unit="training", dynamic_ncols=True)
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from pyro_vsm.data import Splits
 from pyro_vsm.errors import UserError
 from pyro_vsm.jobs import Log
 from pyro_vsm.tables.definition import read_table
-from pyro_vsm.tables.devices import share_out
+from pyro_vsm.tables.devices import Key, share_out
 from pyro_vsm.tables.lines import Found, command_line, lines_by_seed, remarks, summary
 from pyro_vsm.tables.rows import Protocol, Row, Table
 from pyro_vsm.tables.runs import TableRuns
@@ -67,10 +67,7 @@ def make_table(
     """
     table = read_table(path, seeds=seeds, override=_changes(root, device, override))
     wanted = _wanted(table, only)
-    config = table.rows[0].config(table.seeds[0], Path)
-    first = next(r for r in table.rows if r.shown)
-    protocol = replace(first.config(table.seeds[0], Path).evaluation, **(evaluation or {}))
-    where = pick_device(config.training.device)
+    protocol, where = _protocol(table, evaluation), _device(table)
     if table.folds and protocol.split != "validation":
         raise UserError(
             f"{path}: a table with folds is for choosing and is evaluated on the classes left out, not on test "
@@ -121,13 +118,15 @@ def make_side_by_side(
     seeds: Sequence[int] | None = None,
     only: Sequence[str] = (),
     override: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+    force: bool = False,
     log: Log = print,
     **rest: Any,
 ) -> list[Path] | None:
     """As :func:`make_table`, rows and seeds each in a process of its own on one of several devices.
 
     Args:
-        path, out, root, seeds, only, override, log, rest: see :func:`make_table`.
+        path, out, root, seeds, only, override, evaluation, force, log, rest: see :func:`make_table`.
         devices: where to compute; a device that stands there twice takes two at a time.
         command: the words of ``pyro-vsm table`` that say the same to a process, without rows, seeds and device.
 
@@ -138,12 +137,47 @@ def make_side_by_side(
         UserError: see :func:`make_table` and :func:`~pyro_vsm.tables.devices.share_out`.
     """
     table = read_table(path, seeds=seeds, override=_changes(root, devices[0], override))
-    _load(table, log)  # decoded once, so that the processes find it in the cache
-    if not share_out(_wanted(table, only), table.seeds, command, devices, Path(out) / "logs", log):
+    wanted = _wanted(table, only)
+    # the images are decoded here, so that the processes find them in the cache
+    runs = TableRuns(table, Path(out), _load(table, log), force=force, log=log)
+    done = _done(runs, wanted, _protocol(table, evaluation), _device(table))
+    if not share_out(wanted, table.seeds, command, devices, Path(out) / "logs", done, log):
         return None
-    return make_table(
-        path, out, root=root, seeds=seeds, only=only, override=override, device=devices[0], log=log, **rest
-    )
+    same: dict[str, Any] = {"root": root, "seeds": seeds, "only": only, "override": override, "force": force}
+    return make_table(path, out, evaluation=evaluation, device=devices[0], log=log, **same, **rest)
+
+
+def _done(runs: TableRuns, rows: Sequence[Row], protocol: EvaluationConfig, where: torch.device) -> set[Key]:
+    """Which trainings are over, and evaluated if their row is shown."""
+    table, found = runs.table, set()
+    scoring = None
+    for seed in table.seeds:
+        if table.folds:
+            scoring = None
+        for row in rows:
+            try:
+                if not runs.finished(row, seed):
+                    continue
+            except UserError:  # its own process says so
+                continue
+            if row.shown:
+                if scoring is None:
+                    scoring = TableScores(table, runs.data(seed), protocol, where)
+                if len(scoring.kept(runs.model(row, seed), row.protocols)) < len(row.protocols):
+                    continue
+            found.add((row.name, seed))
+    runs.forced.clear()
+    return found
+
+
+def _protocol(table: Table, evaluation: Mapping[str, Any] | None) -> EvaluationConfig:
+    """Of all rows, with what a command changes."""
+    first = next(r for r in table.rows if r.shown)
+    return replace(first.config(table.seeds[0], Path).evaluation, **(evaluation or {}))
+
+
+def _device(table: Table) -> torch.device:
+    return pick_device(table.rows[0].config(table.seeds[0], Path).training.device)
 
 
 def _load(table: Table, log: Log) -> Splits:
