@@ -147,7 +147,7 @@ def make_side_by_side(
     return make_table(path, out, evaluation=evaluation, device=devices[0], log=log, **same, **rest)
 
 
-def _done(runs: TableRuns, rows: Sequence[Row], protocol: EvaluationConfig, where: torch.device) -> set[Key]:
+def _done(runs: TableRuns, rows: Sequence[Row], e: EvaluationConfig, device: torch.device) -> set[Key]:
     """Which trainings are over, and evaluated if their row is shown."""
     table, found = runs.table, set()
     scoring = None
@@ -162,7 +162,7 @@ def _done(runs: TableRuns, rows: Sequence[Row], protocol: EvaluationConfig, wher
                 continue
             if row.shown:
                 if scoring is None:
-                    scoring = TableScores(table, runs.data(seed), protocol, where)
+                    scoring = TableScores(table, runs.data(seed), e, device)
                 if len(scoring.kept(runs.model(row, seed), row.protocols)) < len(row.protocols):
                     continue
             found.add((row.name, seed))

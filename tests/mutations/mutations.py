@@ -100,8 +100,8 @@ MUTATIONS = [
     Mutation(
         "logits averaged instead of probabilities",
         "model.py",
-        "total + logits.softmax(-1).sum(0)\n        return total / samples",
-        "total + logits.sum(0)\n        return (total / samples).softmax(-1)",
+        "total + logits.softmax(-1).sum(0)\n            left -= now * of_each\n        return total / samples",
+        "total + logits.sum(0)\n            left -= now * of_each\n        return (total / samples).softmax(-1)",
         EXACT,
     ),
     Mutation(
