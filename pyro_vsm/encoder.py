@@ -27,6 +27,7 @@ class Encoder(nn.Module):
         flip, shift: in evaluation, the features of these views are averaged (:func:`~pyro_vsm.views.views`).
         enlarge: in evaluation, images are enlarged by this factor before the backbone, or by each of several.
         pieces: in evaluation, average also over pieces of this fraction of an image's side.
+        crop: in evaluation, the centre of this fraction of an image's side stands for it.
         cached: the backbone is frozen, and its outputs may be kept (:mod:`pyro_vsm.feature_cache`).
 
     Raises:
@@ -51,6 +52,7 @@ class Encoder(nn.Module):
         shift: int = 0,
         enlarge: float | Sequence[float] = 1.0,
         pieces: float = 1.0,
+        crop: float = 1.0,
         cached: bool = False,
     ):
         super().__init__()
@@ -59,7 +61,7 @@ class Encoder(nn.Module):
                 f"encoder: {len(mean)} means and {len(std)} deviations for {backbone.channels} channels; "
                 "give one each"
             )
-        self.views = views(flip, shift, enlarge, pieces)
+        self.views = views(flip, shift, enlarge, pieces, crop)
         if any(v.enlarge > 1 for v in self.views) and not backbone.any_size:
             raise UserError(
                 f"features.enlarge is {enlarge}, but this backbone takes images of one size; leave it at 1, or "

@@ -28,6 +28,8 @@ class FeatureConfig:
             factors, ``[1.0, 1.2]`` say, the features at all these sizes are averaged.
         pieces: in evaluation, average also over five pieces of the image, its centre and its four corners, with sides
             of this fraction of the image's, scaled to its size; 1 is off. Each image is encoded six times as often.
+        crop: in evaluation, the centre of an image, with sides of this fraction of the image's, is scaled to its size
+            and stands for it; 1 is off. For a backbone trained on pieces of one size (``augment.crop_scale``).
     """
 
     power: float = 1.0
@@ -38,6 +40,7 @@ class FeatureConfig:
     shift: int = 0
     enlarge: Union[float, list[float]] = 1.0  # noqa: UP007  jsonargparse reads this form on Python 3.10
     pieces: float = 1.0
+    crop: float = 1.0
 
 
 def unit_rms(h: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ def maml(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) -> 
     if config.training.freeze:
         raise UserError("maml adapts its encoder; leave training.freeze off")
     if encoder.views != [PLAIN]:
-        raise UserError("maml adapts to images as they are; leave features.flip, shift, enlarge and pieces off")
+        raise UserError("maml adapts to images as they are; leave features.flip, shift, enlarge, pieces and crop off")
     return MAML(encoder, config.maml, config.episodes.way)
 
 
@@ -182,7 +182,7 @@ def build_model(
     try:
         backbone = BACKBONES.build(config.model.backbone, images.channels, images.size, trusted=trusted)
         settings = dict(vars(config.features))
-        evaluation = {name: settings.pop(name) for name in ("flip", "shift", "enlarge", "pieces")}
+        evaluation = {name: settings.pop(name) for name in ("flip", "shift", "enlarge", "pieces", "crop")}
         feature_map = FeatureMap(backbone.dim, **settings)
         encoder = Encoder(
             backbone,

@@ -1,4 +1,4 @@
-"""The views of one image whose features are averaged in evaluation: mirrored, moved, enlarged, pieces of it."""
+"""The views of an image whose features are averaged in evaluation: mirrored, moved, enlarged, cropped, pieces."""
 
 from __future__ import annotations
 
@@ -48,26 +48,33 @@ class View:
 PLAIN = View()
 
 
-def views(flip: bool, shift: int = 0, enlarge: float | Sequence[float] = 1.0, pieces: float = 1.0) -> list[View]:
+def views(
+    flip: bool, shift: int = 0, enlarge: float | Sequence[float] = 1.0, pieces: float = 1.0, crop: float = 1.0
+) -> list[View]:
     """The image itself; with ``shift``, moved towards its four corners, too; with ``flip``, all of these mirrored.
 
-    With ``pieces`` below 1, also its centre and its four corners, cut out and enlarged. All of them at each of the
-    sizes in ``enlarge``. The image itself, at the first size, comes first.
+    With ``crop`` below 1, its centre stands for the image, enlarged to its size. With ``pieces`` below 1, also five
+    pieces of it, its centre and its four corners. All of them at each of the sizes in ``enlarge``. The image itself,
+    at the first size, comes first.
 
     Raises:
-        UserError: a negative shift; no factor, one twice, or one that is not from 1 to 8; pieces below a tenth.
+        UserError: a negative shift; no factor, one twice, or one that is not from 1 to 8; pieces or a crop below a
+            tenth.
     """
     if shift < 0:
         raise UserError(f"features.shift is {shift}; give a number of pixels from 0 on")
     factors = [enlarge] if isinstance(enlarge, (int, float)) else list(enlarge)
     if not factors or len({*factors}) < len(factors) or not all(1 <= f <= 8 for f in factors):
         raise UserError(f"features.enlarge is {enlarge}; give a factor from 1 to 8, or several different ones")
-    if not 0.1 <= pieces <= 1:
-        raise UserError(f"features.pieces is {pieces}; give a fraction of the image's side from 0.1 to 1")
-    kinds = [View()]
+    for name, side in (("pieces", pieces), ("crop", crop)):
+        if not 0.1 <= side <= 1:
+            raise UserError(f"features.{name} is {side}; give a fraction of the image's side from 0.1 to 1")
+    whole = View(piece=(crop, 0.5, 0.5)) if crop < 1 else View()
+    kinds = [whole]
     if shift:
-        kinds += [View(down=a, right=b) for a, b in product((-shift, shift), repeat=2)]
+        kinds += [replace(whole, down=a, right=b) for a, b in product((-shift, shift), repeat=2)]
     if pieces < 1:
-        kinds += [View(piece=(pieces, a, b)) for a, b in ((0.5, 0.5), *product((0.0, 1.0), repeat=2))]
+        places = [(0.5, 0.5), *product((0.0, 1.0), repeat=2)]
+        kinds += [v for v in (View(piece=(pieces, a, b)) for a, b in places) if v != whole]
     turns = (False, True) if flip else (False,)
     return [replace(v, mirrored=m, enlarge=float(f)) for f in factors for m in turns for v in kinds]

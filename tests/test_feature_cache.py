@@ -165,6 +165,21 @@ def test_pieces():
             views(False, pieces=pieces)
 
 
+def test_a_crop_stands_for_the_image():
+    centre = View(piece=(0.8, 0.5, 0.5))
+    assert views(False, crop=0.8) == [centre]
+    assert {(v.piece, v.down) for v in views(True, 2, crop=0.8)} == {((0.8, 0.5, 0.5), d) for d in (-2, 0, 2)}
+    assert len(views(False, pieces=0.8, crop=0.8)) == 5  # the centre is one of the pieces
+    assert len(views(False, pieces=0.7, crop=0.8)) == 6
+    x = images().images
+    plain, cropped = model(flip=False).encoder.eval(), model(flip=False, crop=0.75).encoder.eval()
+    torch.testing.assert_close(cropped(x), plain(View(piece=(0.75, 0.5, 0.5))(plain.pixels(x))))
+    assert (cropped(x) - plain(x)).abs().max() > 0.1
+    torch.testing.assert_close(cropped.train()(x), plain.train()(x))
+    with pytest.raises(UserError, match=r"features\.crop is 1\.5; give a fraction of the image's side"):
+        views(False, crop=1.5)
+
+
 @pytest.mark.parametrize("pieces", [0.75, 0.5])
 def test_features_of_pieces_are_averaged_and_kept(folder, pieces):
     system = model(flip=True, pieces=pieces)

@@ -305,9 +305,9 @@ def check_round_trip(path: Path) -> None:
         (
             "maml",
             {"features.enlarge": 1.5, "model.backbone": {"class_path": "conv4", "init_args": {"pool": "average"}}},
-            "leave features.flip, shift, enlarge and pieces off",
+            "leave features.flip, shift, enlarge, pieces and crop off",
         ),
-        ("maml", {"features.flip": True}, "leave features.flip, shift, enlarge and pieces off"),
+        ("maml", {"features.flip": True}, "leave features.flip, shift, enlarge, pieces and crop off"),
         ("rfs", {"training.freeze": True, "training.init": "x"}, "rfs trains its encoder; leave training.freeze off"),
         ("classifier", {"training.freeze": True, "training.init": "x"}, "classifier trains its encoder"),
         ("vsm", {"model.likelihood": "generative", "model.posterior_z": "deterministic"}, "not Delta; choose"),
