@@ -28,8 +28,10 @@ class FeatureConfig:
             factors, ``[1.0, 1.2]`` say, the features at all these sizes are averaged.
         pieces: in evaluation, average also over five pieces of the image, its centre and its four corners, with sides
             of this fraction of the image's, scaled to its size; 1 is off. Each image is encoded six times as often.
+            They are pieces of the whole image, whatever ``crop`` is.
         crop: in evaluation, the centre of an image, with sides of this fraction of the image's, is scaled to its size
-            and stands for it; 1 is off. For a backbone trained on pieces of one size (``augment.crop_scale``).
+            and stands for it; 1 is off. For a backbone trained on pieces of one size: the square root of
+            ``augment.crop_scale``, which is of the area.
     """
 
     power: float = 1.0

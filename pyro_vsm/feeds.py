@@ -91,10 +91,18 @@ class FeatureFeed(Feed):
         data: training images, on their device.
         config: its ``episodes``, ``augment`` and ``training.views``.
         model: whose encoder is frozen.
+
+    Raises:
+        UserError: the episodes do not fit the data, or augmented images would be cropped.
     """
 
     def __init__(self, data: ClassImages, config: Config, model: FewShotModel):
         e = config.episodes
+        if config.training.views > 1 and config.features.crop < 1:
+            raise UserError(
+                f"training.views is {config.training.views} and features.crop {config.features.crop}: "
+                "augmented images would be cropped once more; leave one of the two at 1"
+            )
         self.config = config
         self.sampler = EpisodeSampler(data, way=e.way, shot=e.shot, queries=e.queries)
         self.features = augmented_features(model, data, config, config.training.views)

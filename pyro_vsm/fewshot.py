@@ -101,7 +101,7 @@ class FewShotModel(nn.Module, ABC):
     def after_step(self) -> None:
         """Called at the end of each step, for what is learned without gradient (the memory); does nothing here.
 
-        The optimiser may be at work meanwhile: trained parameters are not to be read.
+        The optimiser is at work meanwhile: neither parameters nor gradients may be read or changed here.
         """
 
     def refresh(self) -> None:

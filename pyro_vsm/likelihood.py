@@ -51,7 +51,7 @@ def products(query: Tensor, z: Tensor) -> Tensor:
         # a few long sums would leave most of the device idle: each is taken in eight parts
         query, z = (t.unflatten(-1, (8, -1)) for t in (query, z))
         return torch.einsum("...qpd,...npd->...pqn", query, z).sum(-3)
-    return torch.einsum("...nd,...qd->...qn", z, query)  # in this order the smaller operand is copied row by row
+    return torch.einsum("...nd,...qd->...qn", z, query)
 
 
 def half_distance(query: Tensor, z: Tensor) -> Tensor:

@@ -125,12 +125,13 @@ class VSMProgram(nn.Module):
         independent: two of z share an m, four where that leaves at least ``ENOUGH`` of m, and lie in pairs opposite
         each other (:func:`~pyro_vsm.sampling.pair`), and the entries that m comes from are drawn in strata
         (:func:`~pyro_vsm.sampling.strata`). With trained models 100 are as precise as 100 to 230 independent ones,
-        for a quarter of the networks' work (experiments/NOTES.md, 34 and 35). What only densities need (priors,
-        labels, Pyro's handlers) is left out, and on a CPU only so many samples are drawn at a time as stay in its
-        cache.
+        for a quarter of the networks' work (experiments/NOTES.md, 34 and 35); where m alone is uncertain, as of an
+        untrained model, of half or a quarter as many. What only densities need (priors, labels, Pyro's handlers) is
+        left out, and on a CPU only so many samples are drawn at a time as stay in its cache.
         """
         T, N = task.support.shape[:2]
-        of_each = 1 if self.likelihood.closed else 4 if samples >= 4 * ENOUGH else 2
+        certain = self.likelihood.closed or not self.posterior_z.random
+        of_each = 1 if certain else 4 if samples >= 4 * ENOUGH else 2
         number = -(-samples // of_each)  # of m
         at_once = number if task.query.is_cuda else max(1, CACHED // task.prototype.numel())
         total, left = task.query.new_zeros(()), samples

@@ -260,7 +260,8 @@ class JointBatchNorm2d(nn.BatchNorm2d):
 def join_batch_norm(module: nn.Module) -> None:
     """Make every :class:`torch.nn.BatchNorm2d` inside normalise by the joint batch; names and values stay."""
     # messages are nothing to compile; only asked for here, because it loads the compiler, which takes two seconds
-    JointBatchNorm2d.average = staticmethod(torch.compiler.disable(average))
+    if JointBatchNorm2d.average is average:
+        JointBatchNorm2d.average = staticmethod(torch.compiler.disable(average))
     for part in module.modules():
         if type(part) is nn.BatchNorm2d:
             part.__class__ = JointBatchNorm2d

@@ -44,9 +44,11 @@ class PosteriorZ(nn.Module, ABC):
 
     Attributes:
         uses_prior: whether :meth:`forward` looks at ``prior``; where not, it gets None and none is computed.
+        random: whether z differs from sample to sample at the same m; where not, one of each m is enough.
     """
 
     uses_prior = True
+    random = True
 
     def __init__(self, dim: int):
         super().__init__()
@@ -147,7 +149,7 @@ class AmortisedPosteriorZ(PosteriorZ):
 class DeterministicPosteriorZ(PosteriorZ):
     """``z = s + f(s,m)``, a point mass: the objective is a penalised likelihood (MAP), the "KL" ``-log p(z|m)``."""
 
-    uses_prior = False
+    uses_prior, random = False, False
 
     def __init__(self, dim: int, *, hidden: int = 512):
         super().__init__(dim)

@@ -34,7 +34,7 @@ def pair(q: TorchDistribution) -> tuple[Tensor, Tensor]:
     z = q()
     if not isinstance(base, SYMMETRIC):
         return z, q()
-    return z, torch.lerp(z, q.mean.expand_as(z), 2.0)
+    return z, torch.lerp(z, q.mean.expand_as(z).to(z.dtype), 2.0)
 
 
 def spread(q: TorchDistribution, number: int, at_once: int) -> Iterator[Tensor]:
@@ -63,4 +63,5 @@ def strata(logits: Tensor, number: int) -> Tensor:
     # [*batch, number]: which part, in random order, and where in it; below 1, or a weight of zero could be drawn
     part = torch.rand(*batch, number, device=logits.device).argsort(-1)
     u = ((part + torch.rand_like(part, dtype=cdf.dtype)) / number).clamp_max(1 - torch.finfo(cdf.dtype).eps)
-    return torch.searchsorted(cdf / cdf[..., -1:], u, right=True).movedim(-1, 0).contiguous()
+    index = torch.searchsorted(cdf / cdf[..., -1:], u, right=True)
+    return index.clamp_max(logits.shape[-1] - 1).movedim(-1, 0).contiguous()  # weights that are NaN, too, give one

@@ -159,7 +159,7 @@ class Trainer:
         self.optimizer.step()
         self.average.rate.mul_(good)
         self.average.update()
-        with self.beside:
+        with self.beside:  # touches buffers, counts and sums; the optimiser and the average parameters and gradients
             self.model.after_step()
             good = self.guard.after()
             for key in [k for k in values if k not in self.sums]:  # in the order of the log

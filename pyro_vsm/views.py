@@ -54,8 +54,8 @@ def views(
     """The image itself; with ``shift``, moved towards its four corners, too; with ``flip``, all of these mirrored.
 
     With ``crop`` below 1, its centre stands for the image, enlarged to its size. With ``pieces`` below 1, also five
-    pieces of it, its centre and its four corners. All of them at each of the sizes in ``enlarge``. The image itself,
-    at the first size, comes first.
+    pieces of the whole image, its centre and its four corners. All of them at each of the sizes in ``enlarge``. What
+    stands for the image, at the first size, comes first.
 
     Raises:
         UserError: a negative shift; no factor, one twice, or one that is not from 1 to 8; pieces or a crop below a

@@ -46,6 +46,11 @@ def test_strata_draw_each_component_as_often_as_its_weight_says(number):
     assert (times[..., [2, 9]] == 0).all()
 
 
+def test_weights_that_are_nan_give_indices_that_are_there():
+    """The average then is NaN, which evaluation reports; an index that is not there would end in a traceback."""
+    assert (strata(torch.full((2, 5), torch.nan), 3) < 5).all()
+
+
 def test_indices_of_strata_have_the_right_weights_one_by_one_and_do_not_depend_on_each_other():
     w = torch.tensor([0.1, 0.2, 0.3, 0.4], **DOUBLE)
     index = torch.stack([strata(w.log().expand(2, 4), 3) for _ in range(20000)])  # [repetitions, 3, 2]

@@ -82,7 +82,7 @@ def test_what_needs_a_failed_row_is_left_out_and_the_rest_is_done(definition, tm
     path, out = definition(rows=[broken, *ROWS[1:]], seeds=[0]), tmp_path / "out"
     assert main(["table", str(path), "--out", str(out), "--devices", "cpu"]) == 2
     said = capsys.readouterr().err
-    assert "2 of 3 trainings of the table failed, start with seed 0 first (exit status 2: " in said
+    assert "2 of the 3 trainings left to do failed, start with seed 0 first (exit status 2: " in said
     assert "Traceback" not in said
     assert (out / "runs" / "pn" / "seed-0" / "pn" / "model.safetensors").exists()
     assert not (out / "runs" / "vsm").exists()

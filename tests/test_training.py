@@ -342,6 +342,11 @@ def test_episodes_that_do_not_fit_the_data(make_trainer, changes, message):
         make_trainer("pn", **changes)
 
 
+def test_augmented_features_of_cropped_images_are_refused(make_trainer):
+    with pytest.raises(UserError, match=r"training.views is 3 and features.crop 0.8: .*leave one of the two at 1"):
+        make_trainer("pn", training={"freeze": True, "init": "start", "views": 3}, features={"crop": 0.8})
+
+
 @pytest.mark.parametrize("clip", [0.0, 0.05, 1e3])
 def test_clipping_inside_of_the_optimiser_is_clipping_before_it(make_trainer, clip):
     """By SGD, as Adam does not mind the length of a gradient."""

@@ -76,7 +76,7 @@ def share_out(
     if work.failed:
         (name, seed), reason = next(iter(work.failed.items()))
         raise UserError(
-            f"{len(work.failed)} of {work.bar.total} trainings of the table failed, {name} with seed {seed} first "
+            f"{len(work.failed)} of the {work.bar.total} trainings left to do failed, {name} with seed {seed} first "
             f"({reason}); read {work.path((name, seed))}, mend it and give the same command"
         )
     return True

@@ -141,6 +141,7 @@ def make_side_by_side(
     # the images are decoded here, so that the processes find them in the cache
     runs = TableRuns(table, Path(out), _load(table, log), force=force, log=log)
     done = _done(runs, wanted, _protocol(table, evaluation), _device(table))
+    del runs  # and the images it holds
     if not share_out(wanted, table.seeds, command, devices, Path(out) / "logs", done, log):
         return None
     same: dict[str, Any] = {"root": root, "seeds": seeds, "only": only, "override": override, "force": force}
@@ -155,6 +156,8 @@ def _done(runs: TableRuns, rows: Sequence[Row], e: EvaluationConfig, device: tor
         if table.folds:
             scoring = None
         for row in rows:
+            if any((need, seed) not in found for need in row.needs):
+                continue
             try:
                 if not runs.finished(row, seed):
                     continue

@@ -9,6 +9,7 @@ from pyro.poutine.util import prune_subsample_sites
 
 from pyro_vsm.baselines import PrototypicalNetwork
 from pyro_vsm.memory_uses import MEMORY_USES
+from pyro_vsm.sampling import spread
 from pyro_vsm.vsm import VSM
 
 from . import statistics
@@ -167,7 +168,7 @@ def test_prediction_averages_the_samples_of_the_guide(parts, monkeypatch):
         logits = model.marginal(task, 8000)
         exact = model.posterior(task, 8000)[1] if logits is None else logits
         monkeypatch.setattr("pyro_vsm.model.CACHED", 3000 * T * N * D)
-        expected = model.predict(support, query, 20_000)  # 6 times 3000 and 2000
+        expected = model.predict(support, query, 20_000)  # of m 5000, or 20 000 where z is not sampled
     torch.testing.assert_close(expected.sum(-1), torch.ones(T, Q))
     if parts == PREDICTIVE[-1]:  # nothing is random
         torch.testing.assert_close(exact.softmax(-1).mean(0), expected)
@@ -259,3 +260,24 @@ def test_more_shots_sharpen_the_conjugate_posterior():
 def test_parts_that_a_use_of_the_memory_does_not_need_are_not_there():
     assert not hasattr(vsm(D, memory_use="rote").program, "prior_m")
     assert hasattr(vsm(D, memory_use="shuffled").program, "prior_m")
+
+
+@pytest.mark.parametrize("cached", [1, 10**9])
+@pytest.mark.parametrize(
+    ("parts", "samples", "of_m"),
+    [
+        ({}, 1, 1), ({}, 3, 2), ({}, 63, 32), ({}, 64, 16), ({}, 65, 17), ({}, 67, 17),
+        ({"posterior_z": "deterministic"}, 67, 67),
+        ({"prior_z": "empirical_bayes", "posterior_z": "conjugate", "likelihood": "generative"}, 67, 67),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_as_many_samples_as_asked_for_share_so_many_m(parts, samples, of_m, cached, monkeypatch):
+    model = trained(**parts)
+    drawn = []
+    monkeypatch.setattr("pyro_vsm.model.CACHED", cached)
+    monkeypatch.setattr("pyro_vsm.model.spread", lambda q, n, at_once: drawn.append(n) or spread(q, n, at_once))
+    with torch.no_grad():
+        p = model.predict(torch.randn(T, N, K, D), torch.randn(T, Q, D), samples)
+    torch.testing.assert_close(p.sum(-1), torch.ones(T, Q))
+    assert drawn == [of_m]

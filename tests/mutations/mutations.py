@@ -107,8 +107,8 @@ MUTATIONS = [
     Mutation(
         "the second of a pair opposite to something else than the mean",
         "sampling.py",
-        "q.mean.expand_as(z), 2.0)",
-        "q.mean.expand_as(z), 1.0)",
+        "q.mean.expand_as(z).to(z.dtype), 2.0)",
+        "q.mean.expand_as(z).to(z.dtype), 1.0)",
         ("test_sampling.py", "test_model.py"),
     ),
     Mutation(
