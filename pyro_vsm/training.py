@@ -88,7 +88,9 @@ class Trainer:
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.heads_in_bfloat16 = t.amp_heads
         if t.sync_batch_norm:
-            parallel.join_batch_norm(model.encoder)
+            from pyro_vsm.joint_norm import join_batch_norm
+
+            join_batch_norm(model.encoder)
         if t.compile_heads:
             compile_loss(model, root=True)
         self.train_data = data.train.to(self.device)

@@ -107,7 +107,9 @@ def _differences(c: ParallelConfig, system: str, data: Any, device: torch.device
 def _trained(c: StepConfig, system: str, data: Any, steps: int) -> tuple[list[float], torch.Tensor | None]:
     # Adam divides by the gradient's size, and would blow its rounding up where the gradient is zero
     trainer = make_trainer(c, system, data, "sgd")
-    parallel.join_batch_norm(trainer.model.encoder)
+    from pyro_vsm.joint_norm import join_batch_norm
+
+    join_batch_norm(trainer.model.encoder)
     losses = []
     for _ in range(steps):
         before = trainer.sums["loss"].item() if trainer.sums else 0.0

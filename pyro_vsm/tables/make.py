@@ -153,8 +153,7 @@ def _done(runs: TableRuns, rows: Sequence[Row], e: EvaluationConfig, device: tor
     table, found = runs.table, set()
     scoring = None
     for seed in table.seeds:
-        if table.folds:
-            scoring = None
+        scoring = None if table.folds else scoring
         for row in rows:
             if any((need, seed) not in found for need in row.needs):
                 continue
