@@ -16,6 +16,7 @@ class ClassifierConfig:
         batch: images in a step.
         head: linear on the backbone's output, or cosine.
         tau: scale of the cosines at the start.
+        dropout: rate at which features are dropped before the heads while training, in [0, 1).
         rotations: copies of each image turned by a random one of 90, 180 and 270 degrees, whose angle a second
             head tells (self-supervision); 0 for none.
         rotation_weight: of that head's cross-entropy.
@@ -33,6 +34,7 @@ class ClassifierConfig:
     batch: int = 64
     head: Literal["linear", "cosine"] = "linear"
     tau: float = 10.0
+    dropout: float = 0.0
     rotations: int = 1
     rotation_weight: float = 1.0
     rotation_from: Literal["features", "logits"] = "features"
@@ -64,6 +66,8 @@ class ClassifierConfig:
                 f"classifier: batch={self.batch}, rotations={self.rotations}, tau={self.tau}, "
                 f"rotation_weight={self.rotation_weight}; give a batch from 1 on, tau above 0 and nothing negative"
             )
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"classifier: dropout={self.dropout}; give a rate in [0, 1)")
         if not 0 <= self.smoothing < 1 or not 0 <= self.distillation <= 1 or not self.temperature > 0:
             raise UserError(
                 f"classifier: smoothing={self.smoothing}, distillation={self.distillation}, "

@@ -87,8 +87,8 @@ class Classifier(PrototypicalNetwork):
         return self.head.weight.shape[0]
 
     def logits_of(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``[B, C]`` of the training classes, and the backbone's output ``[B, D]``."""
-        h = self.encoder.raw(images)
+        """Logits ``[B, C]`` of the training classes, and the backbone's output ``[B, D]``, with dropout in training."""
+        h = F.dropout(self.encoder.raw(images), self.config.dropout, self.training)
         with full_precision(h):
             return self.head(h), h
 

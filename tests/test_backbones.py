@@ -49,14 +49,14 @@ def test_grid_of_averages_of_conv4():
     torch.testing.assert_close(four(images).unflatten(1, (64, 4)).mean(-1), one(images))
 
 
-@pytest.mark.parametrize(("pool", "grid"), [("average", 0), ("average", 11), ("flatten", 2)])
+@pytest.mark.parametrize(("pool", "grid"), [("average", 0), ("average", 11), ("flatten", 2), ("distance_covariance", 2)])
 def test_grid_that_cannot_be(pool, grid):
     with pytest.raises(UserError, match=f"conv4: grid is {grid}; with pool average give 1 to 10"):
         Conv4(3, 84, pool=pool, grid=grid)
 
 
 def test_pooling_that_is_unknown():
-    with pytest.raises(UserError, match="conv4: pool is 'max'; give flatten or average"):
+    with pytest.raises(UserError, match="conv4: pool is 'max'; give flatten, average or distance_cov"):
         Conv4(3, 28, pool="max")
 
 
@@ -66,7 +66,7 @@ def test_width_that_is_no_number_of_channels(width):
         Conv4(3, 28, width=width)
 
 
-@pytest.mark.parametrize("pool", ["flatten", "average"])
+@pytest.mark.parametrize("pool", ["flatten", "average", "distance_covariance"])
 def test_conv4_in_evaluation_is_its_layers_one_after_the_other(pool):
     backbone = Conv4(3, 20, width=8, pool=pool).eval()
     for norm in (m for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)):
@@ -82,8 +82,9 @@ def test_conv4_in_evaluation_is_its_layers_one_after_the_other(pool):
     for block in backbone.blocks[:-1]:
         for layer in block:
             x = layer(x)
+    x = backbone.blocks[-1](x)
     found = backbone(images)
-    torch.testing.assert_close(found, x.flatten(1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found, x, atol=1e-5, rtol=1e-4)
     slopes = [torch.autograd.grad(y.square().sum(), list(backbone.parameters())) for y in (found, x)]
     for slope, wanted in zip(*slopes):
         torch.testing.assert_close(slope, wanted, atol=1e-3, rtol=1e-3)

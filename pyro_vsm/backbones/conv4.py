@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vsm.backbones.base import BACKBONES, Backbone
+from pyro_vsm.backbones.pooling import DistanceCovariance
 from pyro_vsm.errors import UserError
 
 
@@ -35,14 +36,16 @@ class Block(nn.Sequential):
 class Conv4(Backbone):
     """Four blocks of 3x3 convolution, batch normalisation, ReLU and 2x2 max pooling.
 
-    84x84 images give ``width * 25`` features, 28x28 images ``width``; with ``average``, always ``width * grid^2``.
+    84x84 images give ``width * 25`` features, 28x28 images ``width``; with ``average``, always ``width * grid^2``,
+    with ``distance_covariance`` ``width (width + 1) / 2``.
 
     Args:
         channels: of the images.
         image_size: at least 16 pixels.
         width: channels of each block.
         pool: ``flatten`` the last block's map; or ``average`` it over the positions, without max pooling in the last
-            block (Tian et al. 2020: such features of a classifier carry over to new classes much better).
+            block (Tian et al. 2020: such features of a classifier carry over to new classes much better); or take the
+            ``distance_covariance`` of its channels, likewise (Xie et al. 2022).
         grid: with ``average``, the map is averaged over ``grid x grid`` parts. It has no weights: a backbone that was
             trained with one grid can be used with another.
 
@@ -52,13 +55,13 @@ class Conv4(Backbone):
 
     def __init__(self, channels: int, image_size: int, *, width: int = 64, pool: str = "flatten", grid: int = 1):
         super().__init__(channels, image_size)
-        if pool not in ("flatten", "average"):
-            raise UserError(f"conv4: pool is {pool!r}; give flatten or average")
+        if pool not in ("flatten", "average", "distance_covariance"):
+            raise UserError(f"conv4: pool is {pool!r}; give flatten, average or distance_covariance")
         average = pool == "average"
         if not 1 <= grid <= (image_size // 8 if average else 1):
             raise UserError(
                 f"conv4: grid is {grid}; with pool average give 1 to {image_size // 8} for images of {image_size} "
-                "pixels, with flatten leave it at 1"
+                "pixels, with any other leave it at 1"
             )
         if image_size < 16:
             raise UserError(f"conv4: images of {image_size} pixels are too small; give at least 16")
@@ -67,9 +70,14 @@ class Conv4(Backbone):
         blocks = [self._block(channels if i == 0 else width, width) for i in range(4)]
         if average:
             blocks[-1][-1] = nn.AdaptiveAvgPool2d(grid)
-        self.blocks = nn.Sequential(*blocks, nn.Flatten())
+        end: nn.Module = nn.Flatten()
         self.dim = width * grid**2 if average else width * (image_size // 16) ** 2
-        self.any_size = average
+        self.any_size = pool != "flatten"
+        if pool == "distance_covariance":
+            blocks[-1][-1] = nn.Identity()
+            end = DistanceCovariance(width)
+            self.dim = end.dim
+        self.blocks = nn.Sequential(*blocks, end)
 
     @staticmethod
     def _block(inputs: int, outputs: int) -> Block:

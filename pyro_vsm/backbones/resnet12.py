@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vsm.backbones.base import BACKBONES, Backbone
+from pyro_vsm.backbones.pooling import DistanceCovariance
 from pyro_vsm.errors import UserError
 
 
@@ -80,9 +81,12 @@ class ResNet12(Backbone):
         widths: channels of the four blocks; the last is the feature dimension.
         drop: DropBlock rate of the last two blocks.
         dropout: rate of dropout after the first two.
+        pool: ``average``; or ``distance_covariance`` of the channels of the last map, which then is not pooled before
+            (Xie et al. 2022), with ``reduced (reduced + 1) / 2`` features.
+        reduced: channels that the last map is reduced to for that.
 
     Raises:
-        UserError: images too small for four poolings, or widths that are not four positive numbers.
+        UserError: images too small for four poolings, widths that are not four positive numbers, or an unknown pool.
     """
 
     def __init__(
@@ -93,8 +97,12 @@ class ResNet12(Backbone):
         widths: Sequence[int] = (64, 160, 320, 640),
         drop: float = 0.0,
         dropout: float = 0.0,
+        pool: str = "average",
+        reduced: int = 128,
     ):
         super().__init__(channels, image_size)
+        if pool not in ("average", "distance_covariance"):
+            raise UserError(f"resnet12: pool is {pool!r}; give average or distance_covariance")
         if image_size < 16:
             raise UserError(f"resnet12: images of {image_size} pixels are too small; give at least 16")
         if len(widths) != 4 or not all(isinstance(w, int) and w >= 1 for w in widths):
@@ -107,18 +115,36 @@ class ResNet12(Backbone):
             )
         )
         self.dim, self.any_size = widths[-1], True
+        self.pool: DistanceCovariance | None = None
+        if pool == "distance_covariance":
+            self.blocks[-1].tail[1] = nn.Identity()  # in place of max pooling
+            self.pool = DistanceCovariance(widths[-1], reduced)
+            self.dim = self.pool.dim
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="leaky_relu")
 
     def forward(self, images: Tensor) -> Tensor:
         """See the interface."""
-        return self.blocks(images).mean((2, 3))
+        maps = self.blocks(images)
+        return maps.mean((2, 3)) if self.pool is None else self.pool(maps)
 
 
 @BACKBONES.register("resnet12_half")
 class HalfResNet12(ResNet12):
     """ResNet-12 of half the widths: 320 features, a quarter of the work."""
 
-    def __init__(self, channels: int, image_size: int, *, drop: float = 0.0, dropout: float = 0.0):
-        super().__init__(channels, image_size, widths=(32, 80, 160, 320), drop=drop, dropout=dropout)
+    def __init__(
+        self,
+        channels: int,
+        image_size: int,
+        *,
+        drop: float = 0.0,
+        dropout: float = 0.0,
+        pool: str = "average",
+        reduced: int = 128,
+    ):
+        widths = (32, 80, 160, 320)
+        super().__init__(
+            channels, image_size, widths=widths, drop=drop, dropout=dropout, pool=pool, reduced=reduced
+        )
