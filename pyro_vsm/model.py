@@ -32,8 +32,8 @@ from pyro_vsm.priors import PriorM, PriorZ
 from pyro_vsm.sampling import pair, spread
 from pyro_vsm.task import Task
 
-CACHED = 2**20
-"""Elements of a tensor of which a few fit into the cache of a CPU (4 MiB in float32)."""
+CACHED = 2**22
+"""Elements of the tensors of samples that are drawn at a time on a CPU (16 MiB in float32)."""
 
 ENOUGH = 16
 """Samples of m in a prediction, before more than two samples of z share each."""
@@ -127,7 +127,7 @@ class VSMProgram(nn.Module):
         (:func:`~pyro_vsm.sampling.strata`). With trained models 100 are as precise as 100 to 230 independent ones,
         for a quarter of the networks' work (experiments/NOTES.md, 34 and 35); where m alone is uncertain, as of an
         untrained model, of half or a quarter as many. What only densities need (priors, labels, Pyro's handlers) is
-        left out, and on a CPU only so many samples are drawn at a time as stay in its cache.
+        left out, and on a CPU only so many samples are drawn at a time as it has fast memory for.
         """
         T, N = task.support.shape[:2]
         certain = self.likelihood.closed or not self.posterior_z.random

@@ -31,6 +31,9 @@ def pair(q: TorchDistribution) -> tuple[Tensor, Tensor]:
     base = q
     while isinstance(base, dist.Independent):
         base = base.base_dist
+    if type(base) is dist.Normal:  # a subclass need not draw like this
+        step = base.scale * torch.randn(q.shape(), dtype=base.loc.dtype, device=base.loc.device)
+        return base.loc + step, base.loc - step
     z = q()
     if not isinstance(base, SYMMETRIC):
         return z, q()

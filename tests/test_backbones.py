@@ -49,7 +49,9 @@ def test_grid_of_averages_of_conv4():
     torch.testing.assert_close(four(images).unflatten(1, (64, 4)).mean(-1), one(images))
 
 
-@pytest.mark.parametrize(("pool", "grid"), [("average", 0), ("average", 11), ("flatten", 2), ("distance_covariance", 2)])
+@pytest.mark.parametrize(
+    ("pool", "grid"), [("average", 0), ("average", 11), ("flatten", 2), ("distance_covariance", 2)]
+)
 def test_grid_that_cannot_be(pool, grid):
     with pytest.raises(UserError, match=f"conv4: grid is {grid}; with pool average give 1 to 10"):
         Conv4(3, 84, pool=pool, grid=grid)

@@ -60,7 +60,9 @@ def test_equal_channels_have_finite_gradients():
 def test_what_it_does_not_depend_on():
     x = torch.randn(2, 6, 4, 4)
     h = distance_covariance(x)
-    torch.testing.assert_close(distance_covariance(x + torch.randn(2, 1, 4, 4)), h, atol=1e-4, rtol=1e-3)  # of channels
+    torch.testing.assert_close(
+        distance_covariance(x + torch.randn(2, 1, 4, 4)), h, atol=1e-4, rtol=1e-3
+    )  # of channels
     positions = torch.randperm(16)
     torch.testing.assert_close(distance_covariance(x.flatten(2)[:, :, positions].unflatten(2, (4, 4))), h)
     torch.testing.assert_close(distance_covariance(x.repeat(1, 1, 2, 1)), h)  # of the size of the map

@@ -145,6 +145,4 @@ class HalfResNet12(ResNet12):
         reduced: int = 128,
     ):
         widths = (32, 80, 160, 320)
-        super().__init__(
-            channels, image_size, widths=widths, drop=drop, dropout=dropout, pool=pool, reduced=reduced
-        )
+        super().__init__(channels, image_size, widths=widths, drop=drop, dropout=dropout, pool=pool, reduced=reduced)
