@@ -87,7 +87,7 @@ class Classifier(PrototypicalNetwork):
         return self.head.weight.shape[0]
 
     def logits_of(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``[B, C]`` of the training classes, and the backbone's output ``[B, D]``, with dropout in training."""
+        """Logits ``[B, C]`` of the training classes, and the backbone's output ``[B, D]``, after dropout."""
         h = F.dropout(self.encoder.raw(images), self.config.dropout, self.training)
         with full_precision(h):
             return self.head(h), h

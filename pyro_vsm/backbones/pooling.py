@@ -21,8 +21,8 @@ def distance_covariance(maps: Tensor, eps: float = 1e-5) -> Tensor:
         eps: added below the root, whose derivative at zero is infinite.
 
     Returns:
-        Float32 ``[B, C (C + 1) / 2]``: the upper triangle row by row, what lies off the diagonal times ``sqrt(2)``, so
-        that inner products are those of the matrices.
+        Float32 ``[B, C (C + 1) / 2]``: the upper triangle row by row, what lies off the diagonal times ``sqrt(2)``,
+        so that inner products are those of the matrices.
     """
     x = maps.flatten(2)
     with full_precision(x):
@@ -58,11 +58,10 @@ class DistanceCovariance(nn.Module):
         channels = inputs if reduced is None else reduced
         if not isinstance(channels, int) or channels < 2:
             raise UserError(f"distance covariance of {channels!r} channels; give a whole number from 2 on")
-        self.reduce = nn.Identity()
+        layers: list[nn.Module] = []
         if reduced is not None:
-            self.reduce = nn.Sequential(
-                nn.Conv2d(inputs, reduced, 1, bias=False), nn.BatchNorm2d(reduced), nn.ReLU(inplace=True)
-            )
+            layers = [nn.Conv2d(inputs, reduced, 1, bias=False), nn.BatchNorm2d(reduced), nn.ReLU(inplace=True)]
+        self.reduce = nn.Sequential(*layers)
         self.dim = channels * (channels + 1) // 2
 
     def forward(self, maps: Tensor) -> Tensor:

@@ -49,9 +49,10 @@ class ResidualBlock(nn.Module):
         inputs, outputs: channels.
         drop: its rate.
         size: side of its patches; 1 is ordinary dropout.
+        pooled: whether there is max pooling; without it the map keeps its size.
     """
 
-    def __init__(self, inputs: int, outputs: int, drop: float = 0.0, size: int = 5):
+    def __init__(self, inputs: int, outputs: int, drop: float = 0.0, size: int = 5, pooled: bool = True):
         super().__init__()
         self.main = nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
@@ -64,10 +65,11 @@ class ResidualBlock(nn.Module):
             nn.BatchNorm2d(outputs),
         )
         self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
-        self.tail = nn.Sequential(nn.LeakyReLU(0.1, inplace=True), nn.MaxPool2d(2), DropBlock(drop, size))
+        pool = nn.MaxPool2d(2) if pooled else nn.Identity()
+        self.tail = nn.Sequential(nn.LeakyReLU(0.1, inplace=True), pool, DropBlock(drop, size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, outputs, H // 2, W // 2]``."""
+        """``[B, outputs, H // 2, W // 2]`` of ``[B, inputs, H, W]``."""
         return self.tail(self.main(x) + self.shortcut(x))
 
 
@@ -107,19 +109,19 @@ class ResNet12(Backbone):
             raise UserError(f"resnet12: images of {image_size} pixels are too small; give at least 16")
         if len(widths) != 4 or not all(isinstance(w, int) and w >= 1 for w in widths):
             raise UserError(f"resnet12: widths are {list(widths)}; give four whole numbers from 1 on")
+        second_order = pool == "distance_covariance"
         sizes = [channels, *widths]
         self.blocks = nn.Sequential(
             *(
-                ResidualBlock(a, b, drop) if i >= 2 else ResidualBlock(a, b, dropout, size=1)
+                ResidualBlock(a, b, drop, pooled=i < 3 or not second_order)
+                if i >= 2
+                else ResidualBlock(a, b, dropout, size=1)
                 for i, (a, b) in enumerate(pairwise(sizes))
             )
         )
-        self.dim, self.any_size = widths[-1], True
-        self.pool: DistanceCovariance | None = None
-        if pool == "distance_covariance":
-            self.blocks[-1].tail[1] = nn.Identity()  # in place of max pooling
-            self.pool = DistanceCovariance(widths[-1], reduced)
-            self.dim = self.pool.dim
+        self.pool = DistanceCovariance(widths[-1], reduced) if second_order else None
+        self.dim = widths[-1] if self.pool is None else self.pool.dim
+        self.any_size = True
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="leaky_relu")
