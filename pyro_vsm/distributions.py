@@ -89,10 +89,13 @@ class GaussianMixture(TorchDistribution):
         """``sample_shape + batch + [D]``; differentiable in ``loc`` and ``scale`` only (see class)."""
         return self.at(self.address(Size(sample_shape)))
 
-    def at(self, address: Tensor) -> Tensor:
-        """``[*address.shape, D]``, sampled from the components with these indices ``sample_shape + batch``."""
+    def at(self, address: Tensor, noise: Tensor | None = None) -> Tensor:
+        """``[*address.shape, D]``, sampled from the components with these indices ``sample_shape + batch``.
+
+        ``noise`` are standard normal numbers of that shape, where they are drawn already.
+        """
         loc = self._pick(self.loc, address)
-        return loc + self._pick(self.scale, address) * torch.randn_like(loc)
+        return loc + self._pick(self.scale, address) * (torch.randn_like(loc) if noise is None else noise)
 
     def component_log_prob(self, value: Tensor) -> Tensor:
         """``log N(value; mu_a, sigma_a^2)`` for every component, ``value.shape[:-1] + [C]``."""

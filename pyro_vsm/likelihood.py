@@ -54,10 +54,17 @@ def products(query: Tensor, z: Tensor) -> Tensor:
     return torch.einsum("...nd,...qd->...qn", z, query)
 
 
+def squared_length(z: Tensor) -> Tensor:
+    """``|z|^2`` over the last dimension."""
+    if z.is_cuda or torch.is_grad_enabled():
+        return z.square().sum(-1)
+    return torch.linalg.vector_norm(z, dim=-1).square()  # on a CPU without a tensor of squares
+
+
 def half_distance(query: Tensor, z: Tensor) -> Tensor:
     """``-|h - z|^2 + |h|^2``, ``[..., T, Q, N]``: ``|h|^2`` is that of every class and cancels in the softmax."""
     with full_precision(z):
-        return 2 * products(query, z) - z.square().sum(-1).unsqueeze(-2)
+        return 2 * products(query, z) - squared_length(z).unsqueeze(-2)
 
 
 @LIKELIHOODS.register("euclidean")

@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_vsm.distributions import GaussianMixture, LowRankGaussian
+from pyro_vsm.normals import normals
 
 SYMMETRIC = (
     LowRankGaussian,
@@ -32,8 +33,12 @@ def pair(q: TorchDistribution) -> tuple[Tensor, Tensor]:
     while isinstance(base, dist.Independent):
         base = base.base_dist
     if type(base) is dist.Normal:  # a subclass need not draw like this
-        step = base.scale * torch.randn(q.shape(), dtype=base.loc.dtype, device=base.loc.device)
-        return base.loc + step, base.loc - step
+        noise = normals(q.shape(), base.loc)
+        if torch.is_grad_enabled():
+            step = base.scale * noise
+            return base.loc + step, base.loc - step
+        step = noise.mul_(base.scale)  # in place: the system clears new memory before it gives it away
+        return base.loc + step, step.neg_().add_(base.loc)
     z = q()
     if not isinstance(base, SYMMETRIC):
         return z, q()
@@ -50,7 +55,11 @@ def spread(q: TorchDistribution, number: int, at_once: int) -> Iterator[Tensor]:
     address = strata(q.logits, number) if type(q) is GaussianMixture else None
     for start in range(0, number, at_once):
         now = min(at_once, number - start)
-        yield q.expand((now, *q.batch_shape))() if address is None else q.at(address[start : start + now])
+        if address is None:
+            yield q.expand((now, *q.batch_shape))()
+        else:
+            noise = normals((now, *q.shape()), q.loc)
+            yield q.at(address[start : start + now], noise)
 
 
 def strata(logits: Tensor, number: int) -> Tensor:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pyro_vsm.distributions import GaussianMixture, LowRankGaussian, RelaxedGaussianMixture
+from pyro_vsm.normals import CHUNK, normals
 from pyro_vsm.sampling import pair, spread, strata
 
 DOUBLE = {"dtype": torch.float64}
@@ -83,3 +84,52 @@ def test_what_is_no_plain_mixture_is_spread_as_it_draws_itself():
         torch.manual_seed(0)
         assert [len(p) for p in parts] == [4, 3]
         torch.testing.assert_close(torch.cat(parts), torch.cat([q.expand((n, 2, 3))() for n in (4, 3)]))
+
+
+# --- many normal numbers on a CPU -----------------------------------------------------------------------------------
+
+
+def drawn(shape, threads=None):
+    torch.manual_seed(3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        return normals(shape, torch.empty(0))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, CHUNK // 2 + 7)])
+def test_normals_are_standard_normal_and_independent_chunk_by_chunk(shape):
+    z = drawn(shape)
+    assert z.shape == shape
+    if z.numel() > CHUNK:
+        parts = [p for p in z.flatten().split(CHUNK) if len(p) == CHUNK]
+        for part in parts:  # five standard errors
+            assert abs(part.mean()) < 5 / CHUNK**0.5
+            assert abs(part.var() - 1) < 5 * (2 / CHUNK) ** 0.5
+            assert abs((part.abs() < 1).float().mean() - 0.6827) < 5 * (0.217 / CHUNK) ** 0.5
+        assert abs((parts[0] * parts[1]).mean()) < 5 / CHUNK**0.5
+
+
+def test_normals_follow_the_seed_and_not_the_threads():
+    shape = (3, CHUNK)
+    assert torch.equal(drawn(shape, 1), drawn(shape, 2))
+    first = drawn(shape)
+    assert not torch.equal(first, normals(shape, torch.empty(0)))  # the generator has moved on
+
+
+def test_normals_have_the_type_asked_for():
+    assert normals((3 * CHUNK,), torch.empty(0, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_pairs_without_a_gradient_are_those_with_one():
+    loc, scale = torch.randn(4, 3), torch.rand(3, requires_grad=True)
+    pairs = []
+    for grad in (True, False):
+        torch.manual_seed(0)
+        with torch.set_grad_enabled(grad):
+            pairs.append(pair(dist.Normal(loc, scale).to_event(1).expand((2, 4))))
+    for a, b in zip(*pairs):
+        torch.testing.assert_close(a, b)
+    assert torch.autograd.grad(pairs[0][0].sum(), scale)[0].shape == (3,)
