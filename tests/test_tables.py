@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+import threading
 import weakref
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from pyro_vsm.data.folds import leave_out
 from pyro_vsm.errors import UserError
 from pyro_vsm.evaluation import detect_unknown, evaluate, predict_probabilities
 from pyro_vsm.loading import load_model
+from pyro_vsm.locking import alone
 from pyro_vsm.replicates import over_both
 from pyro_vsm.tables import make, make_table, read_table, scores
 from pyro_vsm.tables.scores import TEMPERATURE_SEED
@@ -94,6 +96,28 @@ def models(out: Path) -> dict[str, bytes]:
 
 def rows_of(out: Path, name: str = "both") -> list[dict]:
     return json.loads((out / f"{name}.json").read_text())["rows"]
+
+
+def test_what_another_process_trains_is_waited_for(definition, tmp_path):
+    told, held, over = [], threading.Event(), threading.Event()
+
+    def other():
+        with alone(tmp_path / "runs" / "pn" / "seed-0"):
+            held.set()
+            over.wait(60)
+
+    def log(line):
+        told.append(line)
+        if "waiting" in line:
+            over.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait(60)
+    make_table(definition(), tmp_path, seeds=[0], only=["pn"], write=False, log=log)
+    thread.join()
+    assert told[0] == "pn, seed 0: waiting for another process that trains it"
+    assert any(line.startswith("pn, seed 0: training") for line in told)
 
 
 def test_what_the_table_says_is_what_its_models_do(made, tiny_data):

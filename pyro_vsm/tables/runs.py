@@ -8,13 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pyro_vsm import checkpoint, jobs
+from pyro_vsm import checkpoint, jobs, parallel
 from pyro_vsm.config import Config
 from pyro_vsm.data import Splits
 from pyro_vsm.data.folds import leave_out
 from pyro_vsm.errors import UserError
 from pyro_vsm.files import write_atomic
 from pyro_vsm.loading import find_model
+from pyro_vsm.locking import alone
 from pyro_vsm.run import differing
 from pyro_vsm.tables.rows import Row, Table
 from pyro_vsm.training import pick_device
@@ -106,8 +107,9 @@ class TableRuns:
                 f"{folder} holds another run than row {row.name!r} asks for: {'; '.join(found[:5])}; remove that "
                 "folder to train anew, give another --out, or --force to use it as it is"
             )
-        if found:
-            self.forced.append(f"{row.name}, seed {seed}: {'; '.join(found)}")
+        note = f"{row.name}, seed {seed}: {'; '.join(found)}"
+        if found and note not in self.forced:
+            self.forced.append(note)
         return bool(record["finished"]) and self.model(row, seed).is_file()
 
     def _differences(self, record: dict[str, Any], row: Row, seed: int) -> list[str]:
@@ -149,7 +151,14 @@ class TableRuns:
         """
         if self.finished(row, seed):
             return True
-        folder, config = self.folder(row.name, seed), self.config(row, seed)
+        folder = self.folder(row.name, seed)
+        with alone(folder, lambda: self.log(f"{row.name}, seed {seed}: waiting for another process that trains it")):
+            if parallel.shared(self.finished(row, seed)):  # by then
+                return True
+            return self._train(row, seed, folder)
+
+    def _train(self, row: Row, seed: int, folder: Path) -> bool:
+        config = self.config(row, seed)
         record = self.record(row, seed)
         code = [*(record["code"] if record else []), source_digest()]
         values = {
