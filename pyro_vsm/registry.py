@@ -105,8 +105,10 @@ class Registry(Generic[T]):
     def _split(self, spec: Any) -> tuple[str, dict[str, Any]]:
         if isinstance(spec, str):
             return spec, {}
-        if isinstance(spec, Mapping) and "class_path" in spec and not set(spec) - {"class_path", "init_args"}:
-            return str(spec["class_path"]), dict(spec.get("init_args") or {})
+        if isinstance(spec, Mapping) and "class_path" in spec:
+            # jsonargparse puts `--model.backbone.init_args.pool average` beside the init_args of a configuration file
+            rest = {k: v for k, v in spec.items() if k not in ("class_path", "init_args")}
+            return str(spec["class_path"]), {**(spec.get("init_args") or {}), **rest}
         raise UserError(
             f"{self.kind}: {spec!r} describes no part; give a name, or a mapping with class_path and init_args"
         )

@@ -36,6 +36,13 @@ def test_a_name_with_arguments():
     assert prior.net.trunk[0].out_features == 7
 
 
+def test_arguments_beside_init_args_are_arguments_too():
+    """The command line's way of changing one of a configuration file's."""
+    spec = {"class_path": PATH, "init_args": {"width": 3.0, "shift": 1.0}, "shift": 2.0}
+    prior = PRIORS_Z.build(spec, 4)
+    assert (prior.width, prior.shift) == (3.0, 2.0)
+
+
 def test_a_dotted_path():
     assert isinstance(PRIORS_Z.build(PATH, 4), WidePriorZ)
     prior = PRIORS_Z.build({"class_path": PATH, "init_args": {"width": 3.0, "shift": 1.0}}, 4)
@@ -70,7 +77,7 @@ def test_a_class_of_ones_own_by_name():
         (None, "describes no part"),
         (3, "describes no part"),
         ({"init_args": {}}, "describes no part"),
-        ({"class_path": "memory", "args": {}}, "describes no part"),
+        ({"class_path": "memory", "args": {}}, "does not take these init_args"),
         ({"class_path": "memory", "init_args": {"hiden": 3}}, "it takes hidden"),
         ({"class_path": "standard_normal", "init_args": {"scale": 3}}, "it takes none"),
         ({"class_path": PATH, "init_args": {"widht": 3}}, "it takes width, shift"),
