@@ -65,7 +65,7 @@ class Encoder(nn.Module):
         if any(v.enlarge > 1 for v in self.views) and not backbone.any_size:
             raise UserError(
                 f"features.enlarge is {enlarge}, but this backbone takes images of one size; leave it at 1, or "
-                "average the last map (conv4 with pool: average)"
+                "pool the last map (conv4 with pool: average or distance_covariance)"
             )
         self.backbone = backbone
         self.feature_map = FeatureMap(backbone.dim) if feature_map is None else feature_map

@@ -25,7 +25,7 @@ from pyro_vsm.evaluation import evaluate_model
 from pyro_vsm.figures import draw_run
 from pyro_vsm.files import is_temporary, sweep, write_atomic
 from pyro_vsm.loading import checkpoint_meta, load_model
-from pyro_vsm.locking import alone
+from pyro_vsm.locking import only_trainer
 from pyro_vsm.results import EpisodeResults, compare
 from pyro_vsm.run import Run
 from pyro_vsm.signals import Interrupt, stopping
@@ -72,7 +72,7 @@ def train(
     e = config.episodes
     folder = Path(out) if out else free_folder(f"{config.data.name}-{e.way}way-{e.shot}shot")
     folder = parallel.shared(folder)
-    with alone(folder):
+    with only_trainer(folder):
         return _train(config, folder, resume=resume, force=force, log=log)
 
 

@@ -14,15 +14,18 @@ from pyro_vsm import parallel
 from pyro_vsm.data.cache import cache_folder
 from pyro_vsm.errors import UserError
 
+PATIENCE = 2.0
+"""Seconds between two words of the first process to the others, which must not wait for long without one."""
+
 log = logging.getLogger("pyro_vsm.locking")
 
 
 @contextmanager
-def alone(folder: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+def only_trainer(folder: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Nobody else on this machine and under this account trains in ``folder`` meanwhile.
 
     The lock lies in the cache folder, goes with the process that holds it, and is left out where that cannot be
-    written. Of several processes of one training the first holds it.
+    written or knows no locks. Of several processes of one training the first holds it, and all wait or fail together.
 
     Args:
         folder: of a run; it need not exist.
@@ -31,29 +34,30 @@ def alone(folder: Path, waiting: Callable[[], None] | None = None) -> Iterator[N
     Raises:
         UserError: another process trains there, and ``waiting`` is not given.
     """
-    if not parallel.is_main():
-        yield
-        return
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
     lock = FileLock(cache_folder() / "locks" / f"{name}.lock")
+    free = parallel.shared(_taken(lock, 0.0))
+    if not free and waiting is None:
+        raise UserError(f"another process trains in {folder}; wait until it is over, or choose another --out")
+    if not free and waiting is not None and parallel.is_main():
+        waiting()
     try:
-        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-        _acquire(lock, folder, waiting)
-    except OSError as error:
-        log.debug("training without a lock: %s", error)
-    try:
+        while not free:
+            free = parallel.shared(_taken(lock, PATIENCE))
         yield
     finally:
         lock.release()
 
 
-def _acquire(lock: FileLock, folder: Path, waiting: Callable[[], None] | None) -> None:
+def _taken(lock: FileLock, seconds: float) -> bool:
+    """Whether the first process may go on, after trying for so long; the others' answer does not count."""
+    if not parallel.is_main():
+        return False
     try:
-        lock.acquire(timeout=0)
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=seconds, poll_interval=0.2)
     except Timeout:
-        if waiting is None:
-            raise UserError(
-                f"another process trains in {folder}; wait until it is over, or choose another --out"
-            ) from None
-        waiting()
-        lock.acquire(poll_interval=0.5)
+        return False
+    except (OSError, NotImplementedError) as error:
+        log.debug("training without a lock: %s", error)
+    return True

@@ -32,7 +32,7 @@ from pyro_vsm.priors import PriorM, PriorZ
 from pyro_vsm.sampling import pair, spread
 from pyro_vsm.task import Task
 
-CACHED = 2**22
+AT_ONCE = 2**22
 """Elements of the tensors of samples that are drawn at a time on a CPU (16 MiB in float32)."""
 
 ENOUGH = 16
@@ -127,13 +127,13 @@ class VSMProgram(nn.Module):
         (:func:`~pyro_vsm.sampling.strata`). With trained models 100 are as precise as 100 to 230 independent ones,
         for a quarter of the networks' work (experiments/NOTES.md, 34 and 35); where m alone is uncertain, as of an
         untrained model, of half or a quarter as many. What only densities need (priors, labels, Pyro's handlers) is
-        left out, and on a CPU only so many samples are drawn at a time as it has fast memory for.
+        left out, and on a CPU only so many samples are drawn at a time as fill 16 MiB a tensor.
         """
         T, N = task.support.shape[:2]
         certain = self.likelihood.closed or not self.posterior_z.random
         of_each = 1 if certain else 4 if samples >= 4 * ENOUGH else 2
         number = -(-samples // of_each)  # of m
-        at_once = number if task.query.is_cuda else max(1, CACHED // task.prototype.numel())
+        at_once = number if task.query.is_cuda else max(1, AT_ONCE // task.prototype.numel())
         total, left = task.query.new_zeros(()), samples
         for now, q_z in self._q_zs(task, number, at_once):
             for logits in self._drawn(q_z, (now, T, N), min(left, now * of_each), task):

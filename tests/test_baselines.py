@@ -488,3 +488,24 @@ def test_a_teacher_runs_as_its_student_does():
     assert teacher.encoder.amp
     teacher.encoder.compiled = student.encoder.compiled = False
     assert torch.equal(student.classify(images, labels, PROGRESS)[1]["distillation"], terms["distillation"])
+
+
+def test_dropout_of_a_classifier_acts_while_training_alone():
+    torch.manual_seed(0)
+    options = ClassifierConfig(rotations=0, dropout=0.5)
+    model = Classifier(Encoder(Conv4(1, 16, width=8), [0.5], [0.25]), 6, options)
+    images = torch.rand(64, 1, 16, 16)
+    h = model.train().logits_of(images)[1]
+    whole = model.encoder.raw(images)
+    kept = h != 0
+    torch.testing.assert_close(h[kept], 2 * whole[kept])
+    assert 0.4 < (~kept & (whole != 0)).sum() / (whole != 0).sum() < 0.6
+    logits, h = model.eval().logits_of(images)
+    torch.testing.assert_close(h, model.encoder.raw(images))
+    torch.testing.assert_close(logits, model.head(h))
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0])
+def test_dropout_out_of_range(dropout):
+    with pytest.raises(UserError, match=r"classifier: dropout=.*; give a rate in \[0, 1\)"):
+        ClassifierConfig(dropout=dropout)

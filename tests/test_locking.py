@@ -8,13 +8,13 @@ import time
 import pytest
 
 from pyro_vsm.errors import UserError
-from pyro_vsm.locking import alone
+from pyro_vsm.locking import only_trainer
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from pyro_vsm.locking import alone
-with alone(Path(sys.argv[1])):
+from pyro_vsm.locking import only_trainer
+with only_trainer(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -37,17 +37,17 @@ def holder(tmp_path):
 def test_a_folder_in_use_is_refused(tmp_path, holder):
     with (
         pytest.raises(UserError, match="run; wait until it is over, or choose another --out"),
-        alone(tmp_path / "run"),
+        only_trainer(tmp_path / "run"),
     ):
         pass
-    with alone(tmp_path / "other"):
+    with only_trainer(tmp_path / "other"):
         pass
 
 
 def test_a_process_that_dies_lets_go(tmp_path, holder):
     holder.kill()
     holder.wait()
-    with alone(tmp_path / "run"):
+    with only_trainer(tmp_path / "run"):
         pass
 
 
@@ -55,19 +55,19 @@ def test_waiting_ends_with_the_other_process(tmp_path, holder):
     told = []
     threading.Timer(0.5, holder.kill).start()
     started = time.monotonic()
-    with alone(tmp_path / "run", lambda: told.append(1)):
+    with only_trainer(tmp_path / "run", lambda: told.append(1)):
         assert time.monotonic() - started > 0.3
     assert told == [1]
 
 
 def test_the_same_folder_by_another_name(tmp_path, holder):
     (tmp_path / "link").symlink_to(tmp_path)
-    with pytest.raises(UserError, match="another process"), alone(tmp_path / "link" / "run"):
+    with pytest.raises(UserError, match="another process"), only_trainer(tmp_path / "link" / "run"):
         pass
 
 
 def test_without_a_cache_folder_there_is_no_lock(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PYRO_VSM_CACHE", str(tmp_path / "file"))
-    with alone(tmp_path / "run"), alone(tmp_path / "run"):
+    with only_trainer(tmp_path / "run"), only_trainer(tmp_path / "run"):
         pass

@@ -117,3 +117,10 @@ def test_too_few_channels(channels):
 def test_reduction_is_convolution_normalisation_and_relu():
     pool = DistanceCovariance(5, 3)
     assert [type(m) for m in pool.reduce] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+
+
+def test_a_large_offset_costs_no_digits():
+    x = 30 + 0.01 * torch.randn(1, 5, 3, 3, dtype=torch.float64)
+    torch.testing.assert_close(
+        distance_covariance(x.float(), 1e-8).double(), distance_covariance(x, 1e-8), rtol=1e-3, atol=1e-6
+    )

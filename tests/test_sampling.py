@@ -1,5 +1,8 @@
 """Samples for averages: each by its own distribution, together with less noise than independent ones."""
 
+import os
+import signal
+
 import pyro.distributions as dist
 import pytest
 import torch
@@ -104,11 +107,12 @@ def test_normals_are_standard_normal_and_independent_chunk_by_chunk(shape):
     z = drawn(shape)
     assert z.shape == shape
     if z.numel() > CHUNK:
-        parts = [p for p in z.flatten().split(CHUNK) if len(p) == CHUNK]
+        parts = z.flatten().split(CHUNK)
+        assert [len(p) for p in parts] == [CHUNK, CHUNK, CHUNK // 2 + 35]
         for part in parts:  # five standard errors
-            assert abs(part.mean()) < 5 / CHUNK**0.5
-            assert abs(part.var() - 1) < 5 * (2 / CHUNK) ** 0.5
-            assert abs((part.abs() < 1).float().mean() - 0.6827) < 5 * (0.217 / CHUNK) ** 0.5
+            assert abs(part.mean()) < 5 / len(part) ** 0.5
+            assert abs(part.var() - 1) < 5 * (2 / len(part)) ** 0.5
+            assert abs((part.abs() < 1).float().mean() - 0.6827) < 5 * (0.217 / len(part)) ** 0.5
         assert abs((parts[0] * parts[1]).mean()) < 5 / CHUNK**0.5
 
 
@@ -133,3 +137,22 @@ def test_pairs_without_a_gradient_are_those_with_one():
     for a, b in zip(*pairs):
         torch.testing.assert_close(a, b)
     assert torch.autograd.grad(pairs[0][0].sum(), scale)[0].shape == (3,)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_normals_in_every_mode(mode):
+    with mode():
+        assert torch.isfinite(normals((3 * CHUNK,), torch.empty(0)).mul_(2)).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_normals_after_a_fork():
+    normals((3 * CHUNK,), torch.empty(0))
+    child = os.fork()
+    if child == 0:  # without the threads of its parent
+        signal.alarm(20)
+        torch.set_num_threads(1)
+        normals((3 * CHUNK,), torch.empty(0))
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0

@@ -24,7 +24,7 @@ from pyro_vsm.data.folds import leave_out
 from pyro_vsm.errors import UserError
 from pyro_vsm.evaluation import detect_unknown, evaluate, predict_probabilities
 from pyro_vsm.loading import load_model
-from pyro_vsm.locking import alone
+from pyro_vsm.locking import only_trainer
 from pyro_vsm.replicates import over_both
 from pyro_vsm.tables import make, make_table, read_table, scores
 from pyro_vsm.tables.scores import TEMPERATURE_SEED
@@ -102,7 +102,7 @@ def test_what_another_process_trains_is_waited_for(definition, tmp_path):
     told, held, over = [], threading.Event(), threading.Event()
 
     def other():
-        with alone(tmp_path / "runs" / "pn" / "seed-0"):
+        with only_trainer(tmp_path / "runs" / "pn" / "seed-0"):
             held.set()
             over.wait(60)
 

@@ -21,12 +21,13 @@ def distance_covariance(maps: Tensor, eps: float = 1e-5) -> Tensor:
         eps: added below the root, whose derivative at zero is infinite.
 
     Returns:
-        Float32 ``[B, C (C + 1) / 2]``: the upper triangle row by row, what lies off the diagonal times ``sqrt(2)``,
-        so that inner products are those of the matrices.
+        ``[B, C (C + 1) / 2]`` in float32 (of float64 in float64): the upper triangle row by row, what lies off the
+        diagonal times ``sqrt(2)``, so that inner products are those of the matrices.
     """
     x = maps.flatten(2)
     with full_precision(x):
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        x = x - x.mean(1, keepdim=True)  # moves no channel from another, and leaves the differences their digits
         products = x @ x.mT / x.shape[2]
         norms = products.diagonal(dim1=1, dim2=2)
         squared = norms.unsqueeze(1) + norms.unsqueeze(2) - 2 * products
@@ -36,7 +37,7 @@ def distance_covariance(maps: Tensor, eps: float = 1e-5) -> Tensor:
         i, j = torch.triu_indices(*a.shape[1:], device=a.device)
         # by one index a pair, whose gradient needs no sorting
         upper = centred.flatten(1).index_select(1, i * a.shape[2] + j)
-        return upper * torch.where(i == j, 1.0, 2**0.5).to(a.dtype)
+        return upper * torch.full(i.shape, 2**0.5, dtype=a.dtype, device=a.device).masked_fill(i == j, 1.0)
 
 
 class DistanceCovariance(nn.Module):

@@ -15,7 +15,7 @@ from pyro_vsm.data.folds import leave_out
 from pyro_vsm.errors import UserError
 from pyro_vsm.files import write_atomic
 from pyro_vsm.loading import find_model
-from pyro_vsm.locking import alone
+from pyro_vsm.locking import only_trainer
 from pyro_vsm.run import differing
 from pyro_vsm.tables.rows import Row, Table
 from pyro_vsm.training import pick_device
@@ -149,10 +149,12 @@ class TableRuns:
         Raises:
             UserError: bad settings, or a run of others.
         """
-        if self.finished(row, seed):
+        if parallel.shared(self.finished(row, seed)):
             return True
         folder = self.folder(row.name, seed)
-        with alone(folder, lambda: self.log(f"{row.name}, seed {seed}: waiting for another process that trains it")):
+        with only_trainer(
+            folder, lambda: self.log(f"{row.name}, seed {seed}: waiting for another process that trains it")
+        ):
             if parallel.shared(self.finished(row, seed)):  # by then
                 return True
             return self._train(row, seed, folder)

@@ -167,7 +167,7 @@ def test_prediction_averages_the_samples_of_the_guide(parts, monkeypatch):
         task = model.task(support, query)
         logits = model.marginal(task, 8000)
         exact = model.posterior(task, 8000)[1] if logits is None else logits
-        monkeypatch.setattr("pyro_vsm.model.CACHED", 3000 * T * N * D)
+        monkeypatch.setattr("pyro_vsm.model.AT_ONCE", 3000 * T * N * D)
         expected = model.predict(support, query, 20_000)  # of m 5000, or 20 000 where z is not sampled
     torch.testing.assert_close(expected.sum(-1), torch.ones(T, Q))
     if parts == PREDICTIVE[-1]:  # nothing is random
@@ -275,7 +275,7 @@ def test_parts_that_a_use_of_the_memory_does_not_need_are_not_there():
 def test_as_many_samples_as_asked_for_share_so_many_m(parts, samples, of_m, cached, monkeypatch):
     model = trained(**parts)
     drawn = []
-    monkeypatch.setattr("pyro_vsm.model.CACHED", cached)
+    monkeypatch.setattr("pyro_vsm.model.AT_ONCE", cached)
     monkeypatch.setattr("pyro_vsm.model.spread", lambda q, n, at_once: drawn.append(n) or spread(q, n, at_once))
     with torch.no_grad():
         p = model.predict(torch.randn(T, N, K, D), torch.randn(T, Q, D), samples)

@@ -9,6 +9,7 @@ from scipy import stats
 
 from pyro_vsm.distributions import LowRankGaussian
 from pyro_vsm.errors import UserError
+from pyro_vsm.networks import ResidualGaussian
 from pyro_vsm.posteriors import (
     POSTERIORS_M,
     POSTERIORS_Z,
@@ -167,3 +168,19 @@ def test_bad_options():
         RelaxedPosteriorM(2, temperature=0.0)
     with pytest.raises(UserError, match="above 0"):
         ConjugatePosteriorZ(2, noise=-1.0)
+
+
+def test_networks_give_the_same_with_and_without_a_gradient():
+    """Without one sigma is computed in place; its bounds hold all the same."""
+    torch.manual_seed(0)
+    net = ResidualGaussian(4, hidden=8)
+    for layer in (net.mean, net.log_sigma):
+        torch.nn.init.normal_(layer.weight, 0, 20.0)
+    start = torch.randn(50, 4)
+    mean, sigma = (value.detach() for value in net(start, start))
+    with torch.no_grad():
+        other_mean, other_sigma = net(start, start)
+    torch.testing.assert_close(other_mean, mean)
+    torch.testing.assert_close(other_sigma, sigma)
+    assert sigma.min() == pytest.approx(math.exp(-6), rel=1e-5)
+    assert sigma.max() == pytest.approx(math.exp(2), rel=1e-5)
