@@ -15,7 +15,6 @@ CHUNK = 2**18
 """Numbers that one generator draws; what is drawn does not depend on the number of threads."""
 
 
-@torch.compiler.disable
 def normals(shape: Sequence[int], like: Tensor) -> Tensor:
     """Standard normal numbers of a shape, with dtype and device of ``like``.
 
