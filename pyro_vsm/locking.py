@@ -37,10 +37,11 @@ def only_trainer(folder: Path, waiting: Callable[[], None] | None = None) -> Ite
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
     lock = FileLock(cache_folder() / "locks" / f"{name}.lock")
     free = parallel.shared(_taken(lock, 0.0))
-    if not free and waiting is None:
-        raise UserError(f"another process trains in {folder}; wait until it is over, or choose another --out")
-    if not free and waiting is not None and parallel.is_main():
-        waiting()
+    if not free:
+        if waiting is None:
+            raise UserError(f"another process trains in {folder}; wait until it is over, or choose another --out")
+        if parallel.is_main():
+            waiting()
     try:
         while not free:
             free = parallel.shared(_taken(lock, PATIENCE))

@@ -68,15 +68,16 @@ class Conv4(Backbone):
         if not isinstance(width, int) or width < 1:
             raise UserError(f"conv4: width is {width!r}; give a whole number of channels from 1 on")
         blocks = [self._block(channels if i == 0 else width, width) for i in range(4)]
+        end: nn.Module = nn.Flatten()
+        self.dim = width * (image_size // 16) ** 2
         if average:
             blocks[-1][-1] = nn.AdaptiveAvgPool2d(grid)
-        end: nn.Module = nn.Flatten()
-        self.dim = width * grid**2 if average else width * (image_size // 16) ** 2
-        self.any_size = pool != "flatten"
-        if pool == "distance_covariance":
+            self.dim = width * grid**2
+        elif pool == "distance_covariance":
             blocks[-1][-1] = nn.Identity()
             end = DistanceCovariance(width)
             self.dim = end.dim
+        self.any_size = pool != "flatten"
         self.blocks = nn.Sequential(*blocks, end)
 
     @staticmethod

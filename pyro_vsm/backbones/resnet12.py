@@ -111,12 +111,11 @@ class ResNet12(Backbone):
             raise UserError(f"resnet12: widths are {list(widths)}; give four whole numbers from 1 on")
         second_order = pool == "distance_covariance"
         sizes = [channels, *widths]
+        drops = [(dropout, 1)] * 2 + [(drop, 5)] * 2
         self.blocks = nn.Sequential(
             *(
-                ResidualBlock(a, b, drop, pooled=i < 3 or not second_order)
-                if i >= 2
-                else ResidualBlock(a, b, dropout, size=1)
-                for i, (a, b) in enumerate(pairwise(sizes))
+                ResidualBlock(a, b, rate, size, pooled=i < 3 or not second_order)
+                for i, ((a, b), (rate, size)) in enumerate(zip(pairwise(sizes), drops, strict=True))
             )
         )
         self.pool = DistanceCovariance(widths[-1], reduced) if second_order else None
