@@ -92,7 +92,8 @@ def encode_all(
         images: uint8 `[I, C, H, W]`, anywhere.
         batch: images encoded at a time; None for 2048 on CUDA, on the CPU as many as have `CACHED_PIXELS`.
         device: where to compute and to keep the features; None takes the device of the images.
-        amp: bfloat16 autocast.
+        amp: bfloat16 autocast. Faster on CUDA and on processors with matrix units for bfloat16 (AMX, say), many times
+            slower on others.
 
     Returns:
         Features, float32 `[I, D]` on the device.

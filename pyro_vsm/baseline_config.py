@@ -24,6 +24,8 @@ class ClassifierConfig:
         smoothing: label smoothing, in [0, 1).
         teacher: a trained classifier (run folder or file) that is distilled; of a list of several, the mean of their
             probabilities.
+        taught: what the teachers are asked about: all copies of an image, or the images as they are, which costs less
+            where there are turned copies.
         distillation: weight of the teacher's part of the loss, in [0, 1].
         temperature: of the teacher's probabilities.
         mix: none, or what is done to images and labels: mixup or cutmix; see :func:`~pyro_vsm.mixing.mixed`.
@@ -40,6 +42,7 @@ class ClassifierConfig:
     rotation_from: Literal["features", "logits"] = "features"
     smoothing: float = 0.0
     teacher: Union[str, list[str], None] = None  # noqa: UP007
+    taught: Literal["all", "images"] = "all"
     distillation: float = 0.5
     temperature: float = 4.0
     mix: Literal["none", "mixup", "cutmix"] = "none"

@@ -113,11 +113,12 @@ class Classifier(PrototypicalNetwork):
         loss = F.cross_entropy(logits, targets, label_smoothing=c.smoothing)
         terms = {"cross_entropy": loss.detach(), "accuracy": (logits.argmax(-1) == labels).float().mean()}
         if self._teachers:
+            asked = len(images) if c.taught == "images" else len(copies)  # the images come first
             with torch.no_grad():
-                answers = [F.log_softmax(t.logits_of(copies)[0] / c.temperature, -1) for t in self._teachers]
+                answers = [F.log_softmax(t.logits_of(copies[:asked])[0] / c.temperature, -1) for t in self._teachers]
                 taught = torch.stack(answers).logsumexp(0) - math.log(len(answers))
             divergence = c.temperature**2 * F.kl_div(
-                F.log_softmax(logits / c.temperature, -1),
+                F.log_softmax(logits[:asked] / c.temperature, -1),
                 taught,
                 log_target=True,
                 reduction="batchmean",

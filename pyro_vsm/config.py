@@ -195,6 +195,8 @@ class EvaluationConfig:
         samples: posterior samples that probabilities are averaged over.
         seed: of the episodes and the samples.
         split: classes to evaluate on: test, or validation while you are still choosing settings.
+        amp: encode the images in bfloat16, for speed: on CUDA, or on a processor with matrix units for it (AMX, say);
+            on others it is many times slower. What a frozen encoder gave is float32 all the same.
     """
 
     episodes: int = 600
@@ -204,6 +206,7 @@ class EvaluationConfig:
     samples: int = 50
     seed: int = 0
     split: Literal["test", "validation"] = "test"
+    amp: bool = False
 
     def __post_init__(self) -> None:
         check_words(self, "evaluation")

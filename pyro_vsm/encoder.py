@@ -21,7 +21,8 @@ class Encoder(nn.Module):
     Args:
         backbone: the network.
         mean, std: of the training images in [0, 1], one number a channel.
-        amp: run the backbone in bfloat16 on CUDA (features come out in float32 all the same).
+        amp: run the backbone in bfloat16 on CUDA (features come out in float32 all the same); under autocast it is
+            run in that everywhere.
         compiled: run the backbone through ``torch.compile`` while training; always, where ``steady`` is set.
         feature_map: what is done to the backbone's output; by default it is scaled to unit RMS.
         flip, shift: in evaluation, the features of these views are averaged (:func:`~pyro_vsm.views.views`).
@@ -126,8 +127,9 @@ class Encoder(nn.Module):
         return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
     def _output(self, images: Tensor) -> Tensor:
-        low = self.amp and images.is_cuda
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
+        kind = images.device.type
+        low = (self.amp and images.is_cuda) or torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, torch.bfloat16, enabled=low, cache_enabled=False):
             x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
             h = self.backbone(x)
         return h.float()

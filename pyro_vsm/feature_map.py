@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vsm.errors import UserError
+from pyro_vsm.precision import full_precision
 
 
 @dataclass
@@ -109,7 +110,8 @@ class FeatureMap(nn.Module):
             return h
         h = h - self.mean
         if self.components:
-            h = h @ self.matrix.T
+            with full_precision(h):
+                h = h @ self.matrix.T
         return unit_rms(h) if self.renormalise else h * self.scale
 
     @torch.no_grad()

@@ -278,6 +278,7 @@ def compare_systems(
             seed=e.seed,
             device=device,
             progress=False,
+            amp=e.amp,
         )
         results[name].save(folder / f"episodes-{_file_name(name)}.safetensors")
         del model  # before the next is loaded

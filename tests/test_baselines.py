@@ -490,6 +490,30 @@ def test_a_teacher_runs_as_its_student_does():
     assert torch.equal(student.classify(images, labels, PROGRESS)[1]["distillation"], terms["distillation"])
 
 
+def test_teachers_of_images_are_not_asked_about_turned_copies():
+    torch.manual_seed(0)
+    teacher = Classifier(Encoder(Conv4(1, 16, width=8), [0.5], [0.25]), 6, ClassifierConfig(rotations=0))
+    images, labels = torch.rand(5, 1, 16, 16), torch.tensor([0, 3, 1, 5, 3])
+    found = {}
+    for taught, copies in (("all", 0), ("images", 2), ("all", 2)):
+        torch.manual_seed(1)
+        options = ClassifierConfig(rotations=copies, taught=taught)
+        student = Classifier(
+            Encoder(Conv4(1, 16, width=8), [0.5], [0.25]), 6, options
+        ).eval()  # as without the copies
+        student.learn_from(teacher, "teacher")
+        asked = []
+        handle = teacher.encoder.backbone.register_forward_hook(
+            lambda _, given, __, to=asked: to.append(len(given[0]))
+        )
+        found[taught, copies] = student.classify(images, labels, PROGRESS)[1]["distillation"], asked
+        handle.remove()
+    assert [asked for _, asked in found.values()] == [[5], [5], [15]]
+    alone, images_only, everything = (value for value, _ in found.values())
+    torch.testing.assert_close(images_only, alone)
+    assert not torch.allclose(everything, alone)
+
+
 def test_dropout_of_a_classifier_acts_while_training_alone():
     torch.manual_seed(0)
     options = ClassifierConfig(rotations=0, dropout=0.5)

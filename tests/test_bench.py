@@ -39,7 +39,8 @@ def test_step_writes_floor_ratios_and_parts(tmp_path, capsys):
 
 def test_evaluation_and_memory(tmp_path, capsys):
     few = ["--image_size", "28", "--classes", "5", "--images", "6", "--queries", "3", "--device", "cpu"]
-    few += ["--episodes", "40", "--samples", "2", "--repeats", "1", "--systems", '["vsm"]', "--out", str(tmp_path)]
+    few += ["--episodes", "40", "--samples", "2", "--repeats", "1", "--systems", '["vsm"]', "--amp", "true"]
+    few += ["--out", str(tmp_path)]
     assert main(["bench", "evaluation", *few]) == 0
     (row,) = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
     assert row["images"] == 30

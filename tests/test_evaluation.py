@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from pyro_vsm import metrics
 from pyro_vsm.answering import answer
+from pyro_vsm.backbones import Conv4
+from pyro_vsm.baselines import PrototypicalNetwork
 from pyro_vsm.data.episodes import EpisodeIndex, fixed_episodes
 from pyro_vsm.data.images import ClassImages
+from pyro_vsm.encoder import Encoder
 from pyro_vsm.errors import UserError
 from pyro_vsm.evaluation import (
     BLOCK,
@@ -22,6 +25,7 @@ from pyro_vsm.evaluation import (
     evaluate_tempered,
     predict_probabilities,
 )
+from pyro_vsm.feature_map import FeatureMap
 
 
 class NearestMean(nn.Module):
@@ -122,6 +126,20 @@ def test_mixed_precision_gives_float32_features_close_to_full_ones(data):
     assert mixed.dtype == torch.float32
     torch.testing.assert_close(full, mixed, rtol=0.01, atol=0.01)
     assert not torch.equal(full, mixed)
+
+
+def test_a_model_encodes_in_bfloat16_where_it_is_asked_to():
+    """Features are float32, and the feature map keeps their digits."""
+    torch.manual_seed(0)
+    kinds = []
+    encoder = Encoder(Conv4(1, 16, width=8), [0.5], [0.25], feature_map=FeatureMap(8, components=4))
+    encoder.feature_map.register_forward_hook(lambda _, given, h: kinds.append((given[0].dtype, h.dtype)))
+    encoder.feature_map.fit(torch.randn(20, 8))
+    model, images = PrototypicalNetwork(encoder).eval(), torch.randint(0, 256, (6, 1, 16, 16), dtype=torch.uint8)
+    full, low = (encode_all(model, images, amp=amp) for amp in (False, True))
+    assert kinds == 2 * [(torch.float32, torch.float32)]
+    torch.testing.assert_close(full, low, rtol=0.05, atol=0.05)
+    assert not torch.equal(full, low)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ class EvaluationBenchConfig:
         model: the parts of the systems.
         device: auto, cpu, cuda or cuda:N.
         repeats: evaluations of each system; the fastest and the median are given.
+        amp: encode in bfloat16, see :class:`~pyro_vsm.config.EvaluationConfig`.
     """
 
     systems: list[str] = field(default_factory=lambda: ["pn", "vsm"])
@@ -50,6 +51,7 @@ class EvaluationBenchConfig:
     model: ModelConfig = field(default_factory=lambda: ModelConfig(particles=10))
     device: str = "auto"
     repeats: int = 3
+    amp: bool = False
 
 
 def run(c: EvaluationBenchConfig, log: Callable[[str], None] = print) -> list[dict[str, Any]]:
@@ -70,10 +72,10 @@ def run(c: EvaluationBenchConfig, log: Callable[[str], None] = print) -> list[di
         reset_memory(device)
         encoding, answering = [], []
         with as_trained():
-            evaluate(model, encode_all(model, data.images[:256]), _few(episodes, 256), samples=c.samples)
+            evaluate(model, encode_all(model, data.images[:256], amp=c.amp), _few(episodes, 256), samples=c.samples)
             for _ in range(c.repeats):
                 started = _now(device)
-                features = encode_all(model, data.images)
+                features = encode_all(model, data.images, amp=c.amp)
                 encoded = _now(device)
                 evaluate(model, features, episodes, samples=c.samples)
                 encoding.append(encoded - started)

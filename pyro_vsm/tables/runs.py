@@ -25,7 +25,7 @@ _WITHOUT_EFFECT = {
     "data": ("root", "cache", "threads"),  # what the images are is compared by their hash
     "training": ("init", "device"),  # what the model started from is compared by its hash
     "classifier": ("teacher",),
-    "evaluation": ("episodes", "way", "shot", "samples", "seed", "split"),
+    "evaluation": ("episodes", "way", "shot", "samples", "seed", "split", "amp"),
 }
 
 

@@ -62,7 +62,7 @@ class TableScores:
     Args:
         table: its definition.
         data: the images.
-        e: the protocol's queries, samples, split, number and seed of episodes.
+        e: the protocol's queries, samples, split, number and seed of episodes, and the precision of the features.
         device: where to compute.
 
     Raises:
@@ -100,10 +100,10 @@ class TableScores:
         left = [p for p in keys if p not in found]
         if left:
             loaded = load_model(model)[0].to(self.device)
-            features = split_features(loaded, self.split, device=self.device)
+            features = split_features(loaded, self.split, device=self.device, amp=self.e.amp)
             fitting = features
             if self.fitting and self.validation is not self.split:
-                fitting = split_features(loaded, self.validation, device=self.device)
+                fitting = split_features(loaded, self.validation, device=self.device, amp=self.e.amp)
             for p in left:
                 self._evaluate(loaded, features, fitting, p, self._stem(model, p), keys[p])
                 scores = _read(self._stem(model, p), keys[p])
@@ -154,6 +154,7 @@ class TableScores:
             "episodes": [*hashes, bool(self.fitting), bool(self.twice)],
             "samples": self.e.samples,
             "seed": self.e.seed,
+            "amp": self.e.amp,
             "device": self.device.type,
             "versions": checkpoint.versions(),
         })  # fmt: skip
