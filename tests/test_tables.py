@@ -404,6 +404,20 @@ def test_a_table_uses_what_another_trains_for_it(definition, tmp_path, counting)
         read_table(path.parent / "other.yaml")
 
 
+def test_what_finished_trainings_needed_may_be_removed(definition, tmp_path, counting):
+    """A start that nothing needs any more is not trained again; for a training to come it is."""
+    trained, _ = counting
+    path = definition()
+    make_table(path, tmp_path, only=["vsm"], seeds=[1], log=silent)
+    shutil.rmtree(tmp_path / "runs" / "start")
+    trained.clear()
+    make_table(path, tmp_path, only=["vsm", "pn"], seeds=[1], log=silent)
+    assert trained == ["pn"]
+    shutil.rmtree(tmp_path / "runs" / "vsm")
+    make_table(path, tmp_path, only=["vsm"], seeds=[1], log=silent)
+    assert trained == ["pn", "classifier", "vsm"]
+
+
 def test_folds_are_of_the_training_classes_alone(definition, tmp_path, tiny_data, counting):
     """Each seed trains without its fold and is evaluated on it; no image of a test class is looked at."""
     hidden = Splits("hidden", tiny_data.train, tiny_data.validation, tiny_data.test)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pyro_vsm import data as data_sources
-from pyro_vsm import plots, report
+from pyro_vsm import parallel, plots, report
 from pyro_vsm.config import EvaluationConfig
 from pyro_vsm.data import Splits
 from pyro_vsm.errors import UserError
@@ -78,7 +78,7 @@ def make_table(
     scoring = TableScores(table, runs.data(table.seeds[0]), protocol, where)
     runs.check(wanted)
     for seed in table.seeds:  # a whole table of the first seed is there before the second begins
-        for row in wanted:
+        for row in _needed(table, wanted, only, runs, seed):
             if not runs.train(row, seed):
                 log("Go on with the same command.")
                 return None
@@ -140,7 +140,7 @@ def make_side_by_side(
     wanted = _wanted(table, only)
     # the images are decoded here, so that the processes find them in the cache
     runs = TableRuns(table, Path(out), _load(table, log), force=force, log=log)
-    done = _done(runs, wanted, _protocol(table, evaluation), _device(table))
+    done = _done(runs, wanted, only, _protocol(table, evaluation), _device(table))
     del runs  # and the images it holds
     if not share_out(wanted, table.seeds, command, devices, Path(out) / "logs", done, log):
         return None
@@ -148,19 +148,18 @@ def make_side_by_side(
     return make_table(path, out, evaluation=evaluation, device=devices[0], log=log, **same, **rest)
 
 
-def _done(runs: TableRuns, rows: Sequence[Row], e: EvaluationConfig, device: torch.device) -> set[Key]:
-    """Which trainings are over, and evaluated if their row is shown."""
+def _done(
+    runs: TableRuns, rows: list[Row], only: Sequence[str], e: EvaluationConfig, device: torch.device
+) -> set[Key]:
+    """Which trainings are over, and evaluated if their row is shown, or needed by none that is not."""
     table, found = runs.table, set()
     scoring = None
     for seed in table.seeds:
         scoring = None if table.folds else scoring
-        for row in rows:
-            if any((need, seed) not in found for need in row.needs):
-                continue
-            try:
-                if not runs.finished(row, seed):
-                    continue
-            except UserError:  # its own process says so
+        needed = _needed(table, rows, only, runs, seed)
+        found |= {(row.name, seed) for row in rows if row not in needed}
+        for row in needed:
+            if not _over(runs, row, seed):
                 continue
             if row.shown:
                 if scoring is None:
@@ -170,6 +169,14 @@ def _done(runs: TableRuns, rows: Sequence[Row], e: EvaluationConfig, device: tor
             found.add((row.name, seed))
     runs.forced.clear()
     return found
+
+
+def _over(runs: TableRuns, row: Row, seed: int) -> bool:
+    """Whether a training is finished; of one that differs its own process says so."""
+    try:
+        return runs.finished(row, seed)
+    except UserError:
+        return False
 
 
 def _protocol(table: Table, evaluation: Mapping[str, Any] | None) -> EvaluationConfig:
@@ -211,6 +218,15 @@ def _wanted(table: Table, only: Sequence[str]) -> list[Row]:
         if row.name in names:
             names |= set(row.needs)
     return [r for r in table.rows if r.name in names]
+
+
+def _needed(table: Table, wanted: list[Row], only: Sequence[str], runs: TableRuns, seed: int) -> list[Row]:
+    """Of the rows to train those asked for, and what they need as long as they are not finished without it."""
+    names = {table.row(name).name for name in only} or {r.name for r in wanted if r.shown}
+    for row in reversed(wanted):
+        if row.name in names and not parallel.shared(_over(runs, row, seed)):
+            names |= set(row.needs)
+    return [r for r in wanted if r.name in names]
 
 
 def _write(
