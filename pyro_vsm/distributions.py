@@ -206,19 +206,19 @@ class LowRankGaussian(TorchDistribution):
         shape = Size(sample_shape) + self.loc.shape
         low = torch.randn(*shape[:-1], self.factor.shape[-1], device=self.loc.device, dtype=self.loc.dtype)
         full = torch.randn(shape, device=self.loc.device, dtype=self.loc.dtype)
-        return self.loc + _times(self.factor, low) + self.diag.sqrt() * full
+        return self.loc + times(self.factor, low) + self.diag.sqrt() * full
 
     def log_prob(self, value: Tensor) -> Tensor:
         """``batch``: the exact density at ``value`` (``batch + [D]``)."""
         tril, scaled = capacitance(self.factor, self.diag)
         gap = value - self.loc
-        white = _times(torch.linalg.solve_triangular(tril, scaled.mT, upper=False), gap)
+        white = times(torch.linalg.solve_triangular(tril, scaled.mT, upper=False), gap)
         square = (gap.square() / self.diag).sum(-1) - white.square().sum(-1)
         log_det = self.diag.log().sum(-1) + 2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return -0.5 * (square + log_det + value.shape[-1] * LOG_2PI)
 
 
-def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+def times(matrix: Tensor, vector: Tensor) -> Tensor:
     """``matrix @ vector``, ``[..., A, B]`` and ``[..., B]``; a matrix shared by the batch is not copied for it."""
     with full_precision(vector):
         return torch.einsum("...ab,...b->...a", matrix, vector)
@@ -231,57 +231,6 @@ def capacitance(factor: Tensor, diag: Tensor) -> tuple[Tensor, Tensor]:
     with full_precision(factor):
         tril, _ = torch.linalg.cholesky_ex(eye + factor.mT @ scaled)
     return tril, scaled
-
-
-def conjugate_posterior(
-    prior_loc: Tensor,
-    factor: Tensor,
-    diag: Tensor,
-    mean: Tensor,
-    noise: Tensor,
-    shots: int | Tensor,
-    noise_factor: Tensor | None = None,
-) -> LowRankGaussian:
-    r"""Exact posterior of z under ``z ~ N(mu_0, B)``, ``B = D + F F^T``, and K observations ``h_k | z ~ N(z, W)``.
-
-    ``q(z|S) = N(V (W^-1 sum_k h_k + B^-1 mu_0), V)``, ``V = (B^-1 + K W^-1)^-1`` (docs/mathematics.md), with
-    ``W = W_0 + G G^T``, W_0 diagonal. To stay low-rank and free of cancellation, read the prior as
-    ``z = mu_0 + F u + sqrt(D) e`` and the observations' mean as ``z + G v / sqrt(K) + sqrt(W_0/K) n`` with u, v, e, n
-    standard normal. With ``y = (u, v)``, ``H = (F, G/sqrt(K))`` and ``S = D + W_0/K``, the variance of the
-    observations' mean around ``mu_0 + H y``:
-
-    - ``y | S ~ N(A^-1 H^T S^-1 gap, A^-1)``, ``A = 1 + H^T S^-1 H``, ``gap = mean_k h_k - mu_0``,
-    - ``z | y, S ~ N(mu_0 + F u + D S^-1 (gap - H y), D - D S^-1 D)``,
-
-    and y integrated out gives a factor ``L = ((F, 0) - D S^-1 H) chol(A)^-T`` again.
-
-    Args:
-        prior_loc: mu_0, ``[..., D]``.
-        factor: F, ``[..., D, R]``.
-        diag: D, ``[..., D]``, positive.
-        mean: mean of the K observations, ``batch + [D]``.
-        noise: W_0, ``[..., D]``, positive.
-        shots: K >= 1, or ``batch + [1]`` where classes differ in it.
-        noise_factor: G, ``[..., D, r]``; None for a diagonal W.
-    """
-    total = diag + noise / shots  # S
-    rest = noise / shots / total  # 1 - D S^-1, kept apart from D S^-1 so that nothing cancels
-    shrunk = rest.unsqueeze(-1) * factor
-    if noise_factor is not None:
-        root = shots.sqrt().unsqueeze(-1) if isinstance(shots, Tensor) else shots**0.5
-        g = noise_factor / root
-        batch = torch.broadcast_shapes(factor.shape[:-2], g.shape[:-2])
-        g = g.expand(*batch, *g.shape[-2:])
-        pull = -(diag / total).unsqueeze(-1) * g
-        wide = torch.broadcast_shapes(shrunk.shape[:-2], pull.shape[:-2])
-        shrunk = torch.cat([shrunk.expand(*wide, *shrunk.shape[-2:]), pull.expand(*wide, *pull.shape[-2:])], -1)
-        factor = torch.cat([factor.expand(*batch, *factor.shape[-2:]), g], -1)
-    tril, _ = capacitance(factor, total)
-    half = torch.linalg.solve_triangular(tril, factor.mT, upper=False)  # chol(A)^-1 H^T
-    low = torch.linalg.solve_triangular(tril, shrunk.mT, upper=False).mT
-    gap = mean - prior_loc
-    loc = prior_loc + diag / total * gap + _times(low, _times(half, gap / total))
-    return LowRankGaussian(loc, low, diag * rest)
 
 
 def mahalanobis_map(diag: Tensor, factor: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from pyro_vsm.networks import Positive
 from pyro_vsm.noise import Noise
 from pyro_vsm.precision import full_precision
 from pyro_vsm.registry import Registry
+from pyro_vsm.remembered import Remembered, lasting
 from pyro_vsm.task import Task
 
 
@@ -135,6 +136,10 @@ class GenerativeLikelihood(GaussianLikelihood):
     not.
     """
 
+    def __init__(self, dim: int, *, tau: float = 5.0):
+        super().__init__(dim, tau=tau)
+        self._precision = Remembered(precision)
+
     def marginal(self, q: TorchDistribution, task: Task) -> Tensor:
         """See the interface; exact for a Gaussian q.
 
@@ -143,18 +148,35 @@ class GenerativeLikelihood(GaussianLikelihood):
         """
         loc, factor, diag = gaussian_parts(q)
         noise, noise_factor = self.noise(task)
+        if lasting([diag, noise], [factor, noise_factor]):
+            whole = self._precision(diag, factor, noise, noise_factor)
+            with full_precision(loc):
+                return self.tau() * linear_scores(task.query, loc, loc @ whole) / whole.trace()
         with full_precision(loc):
             # of W + V_n, [..., T, N, ...] or [..., T, 1, ...]; einsum does not copy what is shared by the batch
             w, sign, c, log_det = inverse(noise + diag, joined(factor, noise_factor))
             white, query = torch.einsum("...rd,...d->...r", c, loc), task.query
             weighted = w * loc + sign * torch.einsum("...rd,...r->...d", c, white)  # (W + V_n)^-1 mean_n
-            logits = 2 * products(query, weighted) - (loc * weighted).sum(-1).unsqueeze(-2)
+            logits = linear_scores(query, loc, weighted)
             if log_det.shape[-1] > 1:  # otherwise the terms left out are the same for every class
                 own = torch.einsum("...qd,...nrd->...qnr", query, c).square().sum(-1)
                 own = query.square() @ w.mT + sign * own
                 logits = logits - own - log_det.unsqueeze(-2)
             scale = (w.sum(-1) + sign * c.square().sum((-2, -1))).mean(-1)[..., None, None]
         return self.tau() * logits / scale
+
+
+def linear_scores(query: Tensor, loc: Tensor, weighted: Tensor) -> Tensor:
+    """``-(h - mean_n)^T P (h - mean_n) + h^T P h``, ``[..., T, Q, N]``, with ``P mean_n`` in ``weighted``."""
+    return 2 * products(query, weighted) - (loc * weighted).sum(-1).unsqueeze(-2)
+
+
+def precision(diag: Tensor, factor: Tensor, noise: Tensor, noise_factor: Tensor | None) -> Tensor:
+    """``(W + V)^-1``, ``[D, D]``, for covariances that are the same for all classes, tasks and samples."""
+    with full_precision(diag):
+        w, sign, c, _ = inverse(diag + noise, joined(factor, noise_factor))
+        whole = torch.diag_embed(w) + sign * c.mT @ c
+    return whole.view(whole.shape[-2:])
 
 
 def joined(factor: Tensor, other: Tensor | None) -> Tensor:

@@ -12,18 +12,20 @@ import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_vsm.conjugate import conjugate_gain, conjugate_posterior
 from pyro_vsm.distributions import (
     GaussianMixture,
     LowRankGaussian,
     RelaxedGaussianMixture,
-    conjugate_posterior,
     gaussian_parts,
 )
 from pyro_vsm.errors import UserError
 from pyro_vsm.networks import Residual, ResidualGaussian
 from pyro_vsm.noise import Noise
+from pyro_vsm.precision import full_precision
 from pyro_vsm.priors import EntryComponents
 from pyro_vsm.registry import Registry
+from pyro_vsm.remembered import Remembered, lasting
 from pyro_vsm.task import Task
 
 
@@ -180,6 +182,7 @@ class ConjugatePosteriorZ(PosteriorZ):
         super().__init__(dim)
         self.noise = Noise(noise)
         self.net = Residual(dim, 2, hidden=hidden) if residual else None
+        self._gain = Remembered(conjugate_gain)
 
     def within(self, task: Task) -> tuple[Tensor, Tensor | None]:
         """W as diagonal ``[T, 1, D]`` and factor ``[T, 1, D, r]`` or None."""
@@ -194,7 +197,12 @@ class ConjugatePosteriorZ(PosteriorZ):
         loc, factor, diag = gaussian_parts(prior)
         s = task.prototype
         noise, noise_factor = self.within(task)
-        q = conjugate_posterior(loc, factor, diag, s, noise, task.shots, noise_factor)
+        if task.counts is None and lasting([diag, noise], [factor, noise_factor]):
+            gain, low, rest = self._gain(factor, diag, noise, task.shots, noise_factor)
+            with full_precision(loc):
+                q = LowRankGaussian(((s - loc) @ gain.mT).add_(loc), low, rest)
+        else:
+            q = conjugate_posterior(loc, factor, diag, s, noise, task.shots, noise_factor)
         if self.net is None:
             return q
         return LowRankGaussian(self.net(q.loc, s, m), q.factor, q.diag)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import distributions as td
 
+from pyro_vsm.conjugate import conjugate_posterior
 from pyro_vsm.distributions import (
     GaussianMixture,
     LowRankGaussian,
     RelaxedGaussianMixture,
-    conjugate_posterior,
 )
 
 DOUBLE = {"dtype": torch.float64}

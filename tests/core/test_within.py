@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pyro_vsm.distributions import conjugate_posterior, mahalanobis_map
+from pyro_vsm.conjugate import conjugate_posterior
+from pyro_vsm.distributions import mahalanobis_map
 from pyro_vsm.likelihood import GaussianLikelihood
 from pyro_vsm.memory import SemanticMemory
 from pyro_vsm.posteriors import ConjugatePosteriorZ

@@ -149,14 +149,14 @@ MUTATIONS = [
     ),
     Mutation(
         "conjugate posterior believes in one observation however many there are",
-        "distributions.py",
+        "conjugate.py",
         "total = diag + noise / shots  # S",
         "total = diag + noise  # S",
         ("test_posteriors.py", "test_calibration.py"),
     ),
     Mutation(
         "correlated noise of the mean of K observations not divided by K",
-        "distributions.py",
+        "conjugate.py",
         "g = noise_factor / root",
         "g = noise_factor",
         ("test_within.py",),
@@ -323,6 +323,27 @@ MUTATIONS = [
         "mean = p.mean(0) if exact is None else exact",
         "mean = p.mean(0)",
         GENERATIVE,
+    ),
+    Mutation(
+        "what was remembered is given whatever the arguments",
+        "remembered.py",
+        "if last is None or not all(map(_equal, last[0], arguments)):",
+        "if last is None:",
+        ("test_remembered.py",),
+    ),
+    Mutation(
+        "the last arguments are remembered without a copy",
+        "remembered.py",
+        "a.clone() if isinstance(a, Tensor) else a",
+        "a if isinstance(a, Tensor) else a",
+        ("test_remembered.py",),
+    ),
+    Mutation(
+        "prior mean left out of the remembered posterior",
+        "posteriors.py",
+        "((s - loc) @ gain.mT).add_(loc)",
+        "(s - loc) @ gain.mT",
+        ("test_remembered.py",),
     ),
     # compared systems
     Mutation(
