@@ -447,8 +447,8 @@ MUTATIONS = [
     Mutation(
         "distillation: divergence the wrong way round",
         "classifier.py",
-        "F.log_softmax(logits / c.temperature, -1),\n                taught,",
-        "taught,\n                F.log_softmax(logits / c.temperature, -1),",
+        "F.log_softmax(logits[:asked] / c.temperature, -1),\n                taught,",
+        "taught,\n                F.log_softmax(logits[:asked] / c.temperature, -1),",
         BASELINES,
     ),
     Mutation(
