@@ -50,6 +50,13 @@ def test_paired_differences_stand_beside_the_accuracies():
     assert "paired difference, 95 % interval over seeds and episodes" in [t.get_text() for t in fig.legends[0].texts]
 
 
+def test_two_panels_stand_side_by_side_and_others_below_them():
+    fig = plots.table_chart({name: [PN, ONE] for name in ("5-way", "10-way", "20-way")})
+    places = [ax.get_subplotspec() for ax in fig.axes]
+    assert [(p.rowspan.start, p.colspan.start) for p in places] == [(0, 0), (0, 1), (1, 0)]
+    assert [ax.get_title("left") for ax in fig.axes] == ["5-way", "10-way", "20-way"]
+
+
 def test_without_seeds_and_paper_the_legend_names_neither():
     fig = plots.table_chart({"1-shot": [ONE]})
     assert [t.get_text() for t in fig.legends[0].texts] == ["mean and 95 % interval over episodes"]
@@ -62,8 +69,13 @@ PAIRED = plots.TablePoint(
 
 @pytest.mark.parametrize(
     "panels",
-    [{"1": [PN, ONE]}, {"1": [PN, PAIRED]}, {"1": [PN, PAIRED], "5": [PN, PAIRED]}],
-    ids=["", "paired", "two"],
+    [
+        {"1": [PN, ONE]},
+        {"1": [PN, PAIRED]},
+        {"1": [PN, PAIRED], "5": [PN, PAIRED]},
+        {name: [PN, PAIRED] for name in "123"},
+    ],
+    ids=["", "paired", "two", "three"],
 )
 def test_nothing_is_cut_off_and_marks_are_dark_in_grey(tmp_path, panels):
     path = plots.save(plots.table_chart(panels), tmp_path / "chart.png", dpi=60)

@@ -44,7 +44,7 @@ def table_chart(panels: Mapping[str, Sequence[TablePoint]], reference: str = "th
     tested on the same episodes, and that another training would have come out otherwise.
 
     Args:
-        panels: the rows, first on top, by the name of the protocol; panels stand side by side.
+        panels: the rows, first on top, by the name of the protocol; two panels stand side by side.
         reference: label of what the differences are to.
     """
     if not panels or not all(panels.values()):
@@ -53,22 +53,24 @@ def table_chart(panels: Mapping[str, Sequence[TablePoint]], reference: str = "th
     wide = 0.065 * max(len(shown(p.label)) for rows in panels.values() for p in rows)
     paired = any(p.difference is not None for rows in panels.values() for p in rows)
     several = any(len(p.seeds) > 1 for rows in panels.values() for p in rows)
-    width = (2.9 + wide + 2.0 * paired) * len(panels) + 0.4
-    fig = figure(max(4.6, width), 1.25 + 0.2 * paired + 0.36 * most)  # the legend needs 4.6
+    beside = min(len(panels), 2)
+    below = -(-len(panels) // beside)
+    width = (2.9 + wide + 2.0 * paired) * beside + 0.4
+    fig = figure(max(4.6, width), 0.8 + (0.45 + 0.2 * paired + 0.36 * most) * below)  # the legend needs 4.6
     columns = [2.5, 2.0] if paired else [1.0]
-    grid = fig.subplots(1, len(columns) * len(panels), squeeze=False, width_ratios=columns * len(panels))[0]
+    grid = fig.subplots(below, len(columns) * beside, squeeze=False, width_ratios=columns * beside).flatten()
     legend: dict[str, Any] = {}
     for number, (name, rows) in enumerate(panels.items()):
-        ax, *beside = grid[number * len(columns) : (number + 1) * len(columns)]
+        ax, *others = grid[number * len(columns) : (number + 1) * len(columns)]
         _accuracies(ax, rows, several, legend)
         ax.set_title(name, loc="left")
-        if beside:
-            _differences(beside[0], rows, reference, several, legend)
+        if others:
+            _differences(others[0], rows, reference, several, legend)
+    for unused in grid[len(columns) * len(panels) :]:
+        unused.remove()
     grid[0].set_ylabel("system")
     names = [n for n in _NAMES if n in legend]
-    fig.legend(
-        [legend[n] for n in names], names, loc="outside lower left", ncols=min(len(panels), 2), handlelength=2.0
-    )
+    fig.legend([legend[n] for n in names], names, loc="outside lower left", ncols=beside, handlelength=2.0)
     return fig
 
 
