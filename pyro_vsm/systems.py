@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pyro_vsm.backbones import BACKBONES
-from pyro_vsm.baselines import MAML, PrototypicalNetwork, Versa
+from pyro_vsm.baselines import MAML, GaussianProcess, PrototypicalNetwork, Versa
 from pyro_vsm.baselines.rfs import RFS
 from pyro_vsm.classifier import Classifier
 from pyro_vsm.config import Config, ModelConfig
@@ -113,6 +113,12 @@ def vpn(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) -> V
 def pn(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) -> PrototypicalNetwork:
     """Prototypical network."""
     return PrototypicalNetwork(encoder)
+
+
+@system("gp")
+def gp(encoder: Encoder, config: Config, images: ImageSpec, trusted: bool) -> GaussianProcess:
+    """Gaussian-process regression of the classes on the features of a task."""
+    return GaussianProcess(encoder)
 
 
 @system("classifier")

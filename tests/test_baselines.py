@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from pyro_vsm.backbones import Backbone
 from pyro_vsm.backbones.conv4 import Conv4
 from pyro_vsm.baselines import MAML, Versa, maml
+from pyro_vsm.baselines.gaussian_process import GaussianProcess, regression
 from pyro_vsm.baselines.rfs import RFS, logistic_regression
 from pyro_vsm.classifier import Classifier, rotated
 from pyro_vsm.config import ClassifierConfig, MAMLConfig, RFSConfig, VersaConfig
@@ -336,6 +337,58 @@ def test_versas_variance_stays_finite_for_features_however_strange():
     model = versa(6)
     p = model.predict(1e4 * torch.randn(2, 3, 1, 6), torch.randn(2, 4, 6), 20)
     assert torch.isfinite(p).all()
+
+
+# --- Gaussian processes -------------------------------------------------------------------------------------------
+
+
+def test_gaussian_process_regression_is_scikit_learns():
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct
+
+    x, y, query = torch.randn(2, 6, 4).double(), torch.randn(2, 6, 3).double(), torch.randn(2, 5, 4).double()
+    mean, variance = regression(x, y, query, torch.tensor(0.7).double(), torch.tensor(0.2).double())
+    for t in range(2):
+        kernel = ConstantKernel(0.7) * DotProduct(sigma_0=1e-12)
+        fitted = GaussianProcessRegressor(kernel, alpha=0.2, optimizer=None).fit(x[t].numpy(), y[t].numpy())
+        expected, deviation = fitted.predict(query[t].numpy(), return_std=True)
+        np.testing.assert_allclose(mean[t], expected, rtol=1e-6)
+        np.testing.assert_allclose(variance[t].sqrt(), deviation[:, 0], rtol=1e-6)
+
+
+def test_gradient_of_gaussian_process_regression():
+    x, y, query = (torch.randn(1, n, 4, dtype=torch.float64, requires_grad=True) for n in (3, 3, 2))
+    a, noise = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.7, 0.2))
+    assert torch.autograd.gradcheck(regression, (x, y, query, a, noise))
+
+
+def test_gaussian_processes_average_the_softmax_over_their_functions():
+    """MacKay's approximation, against 200 000 draws of the functions; and far from all examples nothing is known."""
+    torch.manual_seed(0)
+    model = GaussianProcess(Encoder(Conv4(1, 16, width=8), [0.5], [0.25]), noise=0.3, tau=2.0).double()
+    support, query = torch.randn(1, 3, 2, 8).double(), torch.randn(1, 4, 8).double()
+    with torch.no_grad():
+        p = model.predict(support, query)
+        x, of = F.normalize(support.flatten(1, 2), dim=-1), torch.eye(3).double().repeat_interleave(2, 0)
+        unit = F.normalize(query, dim=-1)
+        mean, variance = regression(x, (2 * of - 1)[None], unit, model.amplitude(), model.noise())
+        f = mean + variance.sqrt().unsqueeze(-1) * torch.randn(200000, 1, 4, 3).double()
+        torch.testing.assert_close(p, (2.0 * f).softmax(-1).mean(0), atol=0.02, rtol=0)
+        assert (p[0].max(-1).values < mean.mul(2).softmax(-1)[0].max(-1).values).all()  # less sure than the mean is
+        apart = torch.zeros(1, 1, 8).double()  # orthogonal to every example
+        apart[..., 7] = 1
+        support[..., 7] = 0
+        torch.testing.assert_close(model.predict(support, apart), torch.full((1, 1, 3), 1 / 3).double())
+
+
+def test_gaussian_processes_count_every_example():
+    model = GaussianProcess(Encoder(Conv4(1, 16, width=8), [0.5], [0.25]))
+    support, query = torch.randn(3, 2, 8), torch.randn(4, 8)
+    with torch.no_grad():
+        whole = model.predict(support[None], query[None])
+        torch.testing.assert_close(model.predict_samples(list(support), query), whole)
+        more = model.predict_samples([support[0], support[1], torch.cat([support[2], query[:1]])], query)
+    assert more[0, 0, 2] > whole[0, 0, 2]
 
 
 # --- RFS ----------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ VARIANTS = {
     "classifier": {},
     "classifier cosine": {"classifier.head": "cosine"},
     "classifier cutmix": {"classifier.mix": "cutmix"},
+    "gp": {},
     "maml": {},
     "maml transductive": {"maml.batch_norm": "transductive"},
     "maml per_way": {"maml.head": "per_way"},
@@ -374,6 +375,7 @@ def test_calibration_reaches_the_optimum_however_far_it_is(tiny_data, monkeypatc
 # --- on the features of a frozen encoder --------------------------------------------------------------------------
 
 FROZEN = {
+    "gp": {},
     "pn": {},
     "versa": {},
     "rfs": {"training.steps": 0},

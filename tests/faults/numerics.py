@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from . import Scene, Tally
 
-SYSTEMS = ("vsm", "vpn", "pn", "maml", "maml_first_order", "versa", "rfs", "classifier")
+SYSTEMS = ("vsm", "vpn", "pn", "maml", "maml_first_order", "gp", "versa", "rfs", "classifier")
 
 
 def _finite(run: Path) -> bool:
