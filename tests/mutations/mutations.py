@@ -445,6 +445,20 @@ MUTATIONS = [
         BASELINES,
     ),
     Mutation(
+        "GP: variance with the noise of a value",
+        "baselines/gaussian_process.py",
+        "variance = amplitude * query",
+        "variance = noise + amplitude * query",
+        BASELINES,
+    ),
+    Mutation(
+        "GP: the softmax of the mean functions",
+        "baselines/gaussian_process.py",
+        "math.pi / 4 * tau.square() * variance",
+        "0 * tau.square() * variance",
+        BASELINES,
+    ),
+    Mutation(
         "distillation: divergence the wrong way round",
         "classifier.py",
         "F.log_softmax(logits[:asked] / c.temperature, -1),\n                taught,",
