@@ -1,9 +1,11 @@
-"""The same prototypical network trained and evaluated with easyfsl and with pyro_vsm: same images, same run.
+"""The same prototypical network trained and evaluated with easyfsl, learn2learn and pyro_vsm: same images, same run.
 
-Installs nothing: ``pip install easyfsl`` first. ``python experiments/benchmarks/peers.py`` makes up JPEG files;
-``--images ROOT`` takes a folder with ``train``, ``val`` and ``test``, each with a folder a class, as ``pyro-vsm train
---data.name folder`` does. Seconds count from the files: easyfsl decodes an image whenever a task shows it, in worker
-processes, as its tutorials do; its faster evaluation, from features that were computed once, is timed as well.
+Installs nothing: ``pip install easyfsl`` first; learn2learn is measured where it can be imported.
+``python experiments/benchmarks/peers.py`` makes up JPEG files; ``--images ROOT`` takes a folder with ``train``,
+``val`` and ``test``, each with a folder a class, as ``pyro-vsm train --data.name folder`` does. Seconds count from the
+files: easyfsl decodes an image whenever a task shows it, in worker processes, as its tutorials do; its faster
+evaluation, from features that were computed once, is timed as well. learn2learn takes tasks from images that lie in
+memory as floats, without augmentation, as its example of prototypical networks does.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
@@ -128,6 +130,73 @@ def peer(a: argparse.Namespace, root: Path, device: torch.device) -> dict[str, f
     return found
 
 
+class InMemory(Dataset):
+    """Images and labels of a data set, read once."""
+
+    def __init__(self, images: Dataset):
+        self.pairs = list(images)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.pairs[index]
+
+
+def second_peer(a: argparse.Namespace, root: Path, device: torch.device) -> dict[str, float]:
+    """Seconds an episode of learn2learn: a training step (one episode) and evaluation, images in memory.
+
+    Its data sets and transforms, as in its example of prototypical networks on miniImageNet; the loss is written out
+    there, too. Empty if it is not installed.
+    """
+    try:
+        import learn2learn as l2l
+        from learn2learn.data.transforms import KShots, LoadData, NWays, RemapLabels
+    except ImportError:
+        return {}
+    torch.manual_seed(0)
+
+    def loader(split: str, tasks: int) -> DataLoader:
+        plain = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+        dataset = l2l.data.MetaDataset(InMemory(ImageFolder(str(root / split), plain)))
+        steps = [NWays(dataset, a.way), KShots(dataset, a.shot + a.queries), LoadData(dataset), RemapLabels(dataset)]
+        tasksets = l2l.data.Taskset(dataset, task_transforms=steps, num_tasks=tasks)
+        return DataLoader(tasksets, pin_memory=device.type == "cuda", shuffle=True)
+
+    network = Conv4(3, a.size).to(device)
+    optimiser = torch.optim.Adam(network.parameters(), 1e-3)
+
+    def adapt(batch: list[torch.Tensor]) -> torch.Tensor:
+        images, labels = (t.to(device)[0] for t in batch)
+        order = labels.argsort(stable=True)
+        h = network(images[order]).unflatten(0, (a.way, a.shot + a.queries))
+        prototypes, query = h[:, : a.shot].mean(1), h[:, a.shot :].flatten(0, 1)
+        logits = -(query.unsqueeze(1) - prototypes).square().sum(2)
+        targets = torch.arange(a.way, device=device).repeat_interleave(a.queries)
+        (logits.argmax(1) == targets).float().mean().item()
+        return nn.functional.cross_entropy(logits, targets)
+
+    found = {}
+    warm, started = min(10, a.steps // 2), 0.0
+    network.train()
+    for number, batch in enumerate(loader("train", a.steps + warm)):
+        if number == warm:
+            started = now(device)
+        loss = adapt(batch)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    found["train"] = (now(device) - started) / a.steps
+    network.eval()
+    test = loader("test", a.episodes)
+    started = now(device)
+    with torch.no_grad():
+        for batch in test:
+            adapt(batch)
+    found["evaluate"] = (now(device) - started) / a.episodes
+    return found
+
+
 def ours(a: argparse.Namespace, root: Path, device: torch.device) -> dict[str, float]:
     """Seconds an episode of pyro_vsm: training with 1 and with 8 episodes a step, evaluation; decoding by itself."""
     started = time.perf_counter()
@@ -157,29 +226,34 @@ def ours(a: argparse.Namespace, root: Path, device: torch.device) -> dict[str, f
     return found
 
 
-def table(a: argparse.Namespace, them: dict[str, float], us: dict[str, float]) -> list[dict[str, Any]]:
-    """Episodes a second and ratios. An evaluation of E episodes costs decoding and encoding once, and E answers."""
+def table(
+    a: argparse.Namespace, them: dict[str, float], others: dict[str, float], us: dict[str, float]
+) -> list[dict[str, Any]]:
+    """Milliseconds an episode and ratios. Evaluating E episodes costs decoding and encoding once, and E answers."""
     E = a.our_episodes
     loaded = us["encode, all"] + E * us["evaluate from features"]
     whole = us["decode, all"] + loaded
     featured = them["encode, all"] + E * them["evaluate from features"]
+    train, evaluation = others.get("train"), others.get("evaluate")
 
-    def lines() -> Iterator[tuple[str, float, float]]:
-        yield "training, 1 episode a step", them["train"], us["train, 1 a step"]
-        yield "training, 8 episodes a step (easyfsl: 1)", them["train"], us["train, 8 a step"]
-        yield f"{E} test episodes from image files", them["evaluate"], whole / E
-        yield f"{E} test episodes, our images loaded before", them["evaluate"], loaded / E
-        yield f"{E} test episodes, features computed once", featured / E, whole / E
-        yield "answering from features alone", them["evaluate from features"], us["evaluate from features"]
+    def lines() -> Iterator[tuple[str, float | None, float | None, float]]:
+        yield "training, 1 episode a step", them["train"], train, us["train, 1 a step"]
+        yield "training, 8 episodes a step (the others: 1)", them["train"], train, us["train, 8 a step"]
+        yield f"{E} test episodes from image files", them["evaluate"], None, whole / E
+        yield f"{E} test episodes, our images loaded before", them["evaluate"], evaluation, loaded / E
+        yield f"{E} test episodes, features computed once", featured / E, None, whole / E
+        yield "answering from features alone", them["evaluate from features"], None, us["evaluate from features"]
 
     return [
         {
             "what": what,
-            "easyfsl_ms_per_episode": round(1e3 * theirs, 4),
+            "easyfsl_ms_per_episode": round(1e3 * theirs, 4) if theirs else None,
+            "learn2learn_ms_per_episode": round(1e3 * second, 4) if second else None,
             "pyro_vsm_ms_per_episode": round(1e3 * mine, 4),
-            "times_faster": round(theirs / mine, 2),
+            "times_faster_than_easyfsl": round(theirs / mine, 2) if theirs else None,
+            "times_faster_than_learn2learn": round(second / mine, 2) if second else None,
         }
-        for what, theirs, mine in lines()
+        for what, theirs, second, mine in lines()
     ]
 
 
@@ -193,8 +267,8 @@ def main(log: Callable[[str], None] = print) -> int:
     parser.add_argument("--way", type=int, default=5)
     parser.add_argument("--shot", type=int, default=1)
     parser.add_argument("--queries", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=150, help="training steps of easyfsl")
-    parser.add_argument("--episodes", type=int, default=150, help="test episodes of easyfsl")
+    parser.add_argument("--steps", type=int, default=150, help="training steps of the others")
+    parser.add_argument("--episodes", type=int, default=150, help="test episodes of the others")
     parser.add_argument("--our-episodes", type=int, default=10_000, help="test episodes of pyro_vsm")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="of easyfsl's loaders")
     parser.add_argument("--seconds", type=float, default=2.0, help="about how long our steps are timed")
@@ -216,16 +290,19 @@ def main(log: Callable[[str], None] = print) -> int:
         log("pyro_vsm: " + ", ".join(f"{k} {v:.5f} s" for k, v in us.items()))
         them = peer(a, root, device)
         log("easyfsl: " + ", ".join(f"{k} {v:.5f} s" for k, v in them.items()))
-    rows = table(a, them, us)
+        others = second_peer(a, root, device)
+        log("learn2learn: " + (", ".join(f"{k} {v:.5f} s" for k, v in others.items()) or "not installed"))
+    rows = table(a, them, others, us)
     notes = [
         f"{machine(device)}; easyfsl with {a.workers} worker processes.",
         f"{a.way}-way {a.shot}-shot, {a.queries} queries, {a.size}x{a.size} pixels, Conv-4. easyfsl: float32, one "
-        "episode a step (its way), images decoded when shown. pyro_vsm: images resident on the device"
+        "episode a step (its way), images decoded when shown. learn2learn: likewise, images in memory as floats, not "
+        "augmented. pyro_vsm: images resident on the device"
         + (", bfloat16, compiled, captured." if device.type == "cuda" else "."),
         f"Once, not counted in training: decoding all images {us['decode, all']:.2f} s. Evaluation counts decoding "
         "(of all splits; where images were loaded before, none) and encoding.",
     ]
-    title = "The same prototypical network with easyfsl and with pyro_vsm"
+    title = "The same prototypical network with easyfsl, learn2learn and pyro_vsm"
     log("\n".join(["", title, "", report.to_text(rows), "", *notes]))
     if a.out:
         report.write_report(rows, a.out, "peers", title, notes)
