@@ -2,8 +2,8 @@
 
 Installs nothing: ``pip install easyfsl`` first; learn2learn is measured where it can be imported.
 ``python experiments/benchmarks/peers.py`` makes up JPEG files; ``--images ROOT`` takes a folder with ``train``,
-``val`` and ``test``, each with a folder a class, as ``pyro-vsm train --data.name folder`` does. Seconds count from the
-files: easyfsl decodes an image whenever a task shows it, in worker processes, as its tutorials do; its faster
+``val`` and ``test``, each with a folder a class, as ``pyro-vsm train --data.name folder`` does. Seconds count from
+the files: easyfsl decodes an image whenever a task shows it, in worker processes, as its tutorials do; its faster
 evaluation, from features that were computed once, is timed as well. learn2learn takes tasks from images that lie in
 memory as floats, without augmentation, as its example of prototypical networks does.
 """
