@@ -275,7 +275,7 @@ BAD_SETTINGS = [  # jsonargparse answers these, with a line on usage before its 
 ]
 
 BAD_INPUT = [
-    ([*TRAIN, "--systems", "[vsm,gpt]"], "must name at least one of classifier, maml"),
+    ([*TRAIN, "--systems", "[vsm,gpt]"], "must name at least one of classifier, gp, maml"),
     ([*TRAIN, "--systems", "[pn,pn]"], "each once"),
     ([*TRAIN, "--systems", "[]"], "must name at least one of"),
     ([*TRAIN, "--systems", "[vsm]", "--model.prior_z", "memroy"], "did you mean 'memory'?"),
