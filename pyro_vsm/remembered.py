@@ -8,10 +8,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
-class Remembered(Generic[Result]):
+class Remembered(Generic[T]):
     """A pure function of tensors that keeps the result of its last call, and gives it again for equal arguments.
 
     Arguments are compared by value with copies of the last ones, and the result is that of the copies: nothing is
@@ -24,11 +24,11 @@ class Remembered(Generic[Result]):
         function: of tensors, numbers and None; nobody may change its result in place.
     """
 
-    def __init__(self, function: Callable[..., Result]):
+    def __init__(self, function: Callable[..., T]):
         self.function = function
-        self._last: tuple[list[Any], Result] | None = None
+        self._last: tuple[list[Any], T] | None = None
 
-    def __call__(self, *arguments: Any) -> Result:
+    def __call__(self, *arguments: Any) -> T:
         """``function(*arguments)``."""
         last = self._last  # read once: another thread may replace it
         if last is None or not all(map(_equal, last[0], arguments)):
