@@ -196,7 +196,8 @@ class EvaluationConfig:
         seed: of the episodes and the samples.
         split: classes to evaluate on: test, or validation while you are still choosing settings.
         amp: encode the images in bfloat16, for speed: on CUDA, or on a processor with matrix units for it (AMX, say);
-            on others it is many times slower. What a frozen encoder gave is float32 all the same.
+            on others it is many times slower. A frozen encoder's features, and maml, which has none before it knows
+            the task, are float32 all the same.
     """
 
     episodes: int = 600

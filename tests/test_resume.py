@@ -331,11 +331,14 @@ def test_other_versions_are_mentioned(stopped, tiny_config, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_after_the_training_loses_nothing(tmp_path, tiny_config, whole_pn, monkeypatch, number):
     lines = []
-    if number == signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
-        pytest.skip("a shell that starts something in the background lets it ignore Ctrl-C")
-    with monkeypatch.context() as patch:
-        patch.setattr(jobs, "evaluate_model", lambda *_, **__: signal.raise_signal(number))
-        assert jobs.train(tiny_config(systems=["pn"]), tmp_path / "run", log=lines.append) is None
+    # a shell that starts something in the background lets it ignore Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(jobs, "evaluate_model", lambda *_, **__: signal.raise_signal(number))
+            assert jobs.train(tiny_config(systems=["pn"]), tmp_path / "run", log=lines.append) is None
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert lines[-1].endswith(f"pyro-vsm train --resume {tmp_path / 'run'}")
     assert jobs.train(tiny_config(systems=["pn"]), tmp_path / "run", resume=True, log=silent)
     assert_same_run(tmp_path / "run", whole_pn, systems=["pn"])

@@ -236,7 +236,7 @@ def table(
     featured = them["encode, all"] + E * them["evaluate from features"]
     train, evaluation = others.get("train"), others.get("evaluate")
 
-    def lines() -> Iterator[tuple[str, float | None, float | None, float]]:
+    def lines() -> Iterator[tuple[str, float, float | None, float]]:
         yield "training, 1 episode a step", them["train"], train, us["train, 1 a step"]
         yield "training, 8 episodes a step (the others: 1)", them["train"], train, us["train, 8 a step"]
         yield f"{E} test episodes from image files", them["evaluate"], None, whole / E
@@ -247,10 +247,10 @@ def table(
     return [
         {
             "what": what,
-            "easyfsl_ms_per_episode": round(1e3 * theirs, 4) if theirs else None,
+            "easyfsl_ms_per_episode": round(1e3 * theirs, 4),
             "learn2learn_ms_per_episode": round(1e3 * second, 4) if second else None,
             "pyro_vsm_ms_per_episode": round(1e3 * mine, 4),
-            "times_faster_than_easyfsl": round(theirs / mine, 2) if theirs else None,
+            "times_faster_than_easyfsl": round(theirs / mine, 2),
             "times_faster_than_learn2learn": round(second / mine, 2) if second else None,
         }
         for what, theirs, second, mine in lines()

@@ -211,9 +211,14 @@ def _trained(runs: TableRuns, row: Row, log: Log) -> bool:
         return False
 
 
+def _asked(table: Table, only: Sequence[str]) -> set[str]:
+    """Names of the rows asked for: those shown, where none is named."""
+    return {table.row(name).name for name in only} or {r.name for r in table.rows if r.shown}
+
+
 def _wanted(table: Table, only: Sequence[str]) -> list[Row]:
     """The rows to train: those asked for and, before them, what they need."""
-    names = {table.row(name).name for name in only} or {r.name for r in table.rows if r.shown}
+    names = _asked(table, only)
     for row in reversed(table.rows):  # rows need only what stands above them
         if row.name in names:
             names |= set(row.needs)
@@ -222,7 +227,7 @@ def _wanted(table: Table, only: Sequence[str]) -> list[Row]:
 
 def _needed(table: Table, wanted: list[Row], only: Sequence[str], runs: TableRuns, seed: int) -> list[Row]:
     """Of the rows to train those asked for, and what they need as long as they are not finished without it."""
-    names = {table.row(name).name for name in only} or {r.name for r in wanted if r.shown}
+    names = _asked(table, only)
     for row in reversed(wanted):
         if row.name in names and not parallel.shared(_over(runs, row, seed)):
             names |= set(row.needs)
