@@ -22,6 +22,8 @@ STATISTICS = ("encoder.mean", "encoder.std")
 def warm_start(model: FewShotModel, path: Path | str, data: ClassImages, device: torch.device) -> None:
     """Take the backbone of a trained model, fit the feature map, and let the system see all training features.
 
+    The training images are encoded only where the feature map or the system learns something of them.
+
     Args:
         model: moved to ``device``.
         path: run folder, system folder or ``model.safetensors`` of any system.
@@ -42,6 +44,8 @@ def warm_start(model: FewShotModel, path: Path | str, data: ClassImages, device:
         if name in tensors and tensors[name].shape == own.shape:
             own.copy_(tensors[name])
     model.to(device)
+    if not model.encoder.feature_map.centre and type(model).start is FewShotModel.start:
+        return
     mode = model.training
     model.eval()
     with torch.no_grad():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pyro_vsm import checkpoint
+from pyro_vsm import warm_start as module
 from pyro_vsm.backbones import Conv4
 from pyro_vsm.baselines import PrototypicalNetwork
 from pyro_vsm.encoder import Encoder
@@ -50,6 +51,17 @@ def test_memory_and_feature_map_see_all_training_images(trained, tiny_data):
     torch.testing.assert_close(vsm.encoder.feature_map.mean, scaled.mean(0))
     torch.testing.assert_close(vsm.memory.entries[:12], features.unflatten(0, (12, 6)).mean(1))
     assert vsm.memory.counts[:12].tolist() == [6] * 12
+
+
+@pytest.mark.parametrize(("settings", "reads"), [({}, 0), ({"centre": True}, 1)])
+def test_images_are_encoded_only_for_what_learns_of_them(trained, tiny_data, monkeypatch, settings, reads):
+    calls = []
+    real = module.raw_features
+    monkeypatch.setattr(module, "raw_features", lambda *given: calls.append(given) or real(*given))
+    warm_start(PrototypicalNetwork(encoder(**settings)), trained[0], tiny_data.train, CPU)
+    assert len(calls) == reads
+    warm_start(VSM(encoder(), capacity=12), trained[0], tiny_data.train, CPU)
+    assert len(calls) == reads + 1
 
 
 def test_another_backbone_is_refused(trained, tiny_data):
