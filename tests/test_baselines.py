@@ -136,52 +136,11 @@ def conv_maml(way: int = 3, **options) -> MAML:
     return model
 
 
-@pytest.fixture(params=[False, True], ids=["convolutions", "products"])
-def products(request, monkeypatch):
-    """Convolutions of a task on a CPU as they are, and as on CUDA."""
-    if request.param:
-        monkeypatch.setattr(maml, "PRODUCTS", {"cpu"})
-    return request.param
-
-
-@pytest.mark.parametrize(
-    ("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 1, 0), (1, 2, 0), ((2, 3), (1, 2), (0, 2))]
-)
-def test_a_convolution_as_one_product(kernel, stride, padding):
-    layer = nn.Conv2d(2, 3, kernel, stride, padding, bias=False).double()
-    x = torch.randn(2, 2, 7, 6, dtype=DOUBLE)
-    found = maml.convolved(x, layer.weight, layer.stride, layer.padding)
-    torch.testing.assert_close(found, layer(x), atol=1e-12, rtol=1e-10)
-    weights = torch.randn(4, *layer.weight.shape, dtype=DOUBLE)  # of four tasks
-    images = torch.randn(4, *x.shape, dtype=DOUBLE)
-    each = torch.vmap(lambda x, w: maml.convolved(x, w, layer.stride, layer.padding))(images, weights)
-    expected = [F.conv2d(x, w, None, layer.stride, layer.padding) for x, w in zip(images, weights)]
-    torch.testing.assert_close(each, torch.stack(expected), atol=1e-12, rtol=1e-10)
-
-
-def test_which_convolutions_are_those_of_a_task():
-    backbone = nn.Sequential(
-        nn.Conv2d(2, 2, 3, bias=False),
-        nn.Conv2d(2, 2, 3, groups=2),
-        nn.Conv2d(2, 2, 3, dilation=2),
-        nn.Conv2d(2, 2, 3, padding="same"),
-        nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"),
-        nn.Conv2d(2, 2, 3, padding=1),
-    )
-    x = torch.randn(1, 2, 16, 16)
-    expected = backbone(x)
-    maml.of_a_task(backbone)
-    assert [type(m) is maml.TaskConv2d for m in backbone] == [True, False, False, False, False, True]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(maml, "PRODUCTS", {"cpu"})
-        torch.testing.assert_close(backbone(x), expected)
-
-
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize(
     "options", [{}, {"batch_norm": "transductive"}, {"head": "per_way"}], ids=["support", "transductive", "per_way"]
 )
-def test_maml_and_its_outer_gradient_are_those_of_an_unrolled_loop(options, first_order, products):
+def test_maml_and_its_outer_gradient_are_those_of_an_unrolled_loop(options, first_order):
     model = conv_maml(first_order=first_order, **options)
     features = torch.randn(2, 3, 2 + 2, 256, dtype=DOUBLE)
     _, _, labels = split_episode(features, 2)
@@ -209,11 +168,10 @@ def test_first_order_leaves_the_second_derivatives_out_and_nothing_else():
 
 @pytest.mark.parametrize("first_order", [False, True])
 def test_compiled_adaptation_is_the_eager_one(first_order, monkeypatch):
-    """Traced as one program with its inner gradients, as on CUDA but run without a code generator."""
-    monkeypatch.setattr(maml, "PRODUCTS", {"cpu"})
+    """Traced as one program with its inner gradients, but run without a code generator."""
     compiled = []
     real = functools.partial(torch.compile, backend="aot_eager")
-    monkeypatch.setattr(torch, "compile", lambda f, **settings: compiled.append(f) or real(f, **settings))
+    monkeypatch.setattr(torch, "compile", lambda f, options, **settings: compiled.append(f) or real(f, **settings))
     model = conv_maml(first_order=first_order, inner_steps=2)
     features = torch.randn(2, 3, 1 + 2, 256, dtype=DOUBLE)
     expected = model.loss(features, 1, torch.zeros(2, 3), PROGRESS)[0]

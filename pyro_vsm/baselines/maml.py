@@ -14,6 +14,7 @@ from pyro_vsm.config import MAMLConfig
 from pyro_vsm.encoder import Encoder
 from pyro_vsm.errors import UserError
 from pyro_vsm.fewshot import FewShotModel, split_episode
+from pyro_vsm.fused import fused
 from pyro_vsm.precision import full_precision
 from pyro_vsm.views import PLAIN
 
@@ -22,9 +23,6 @@ Weights = dict[str, Tensor]
 IMAGES = {"cpu": 1024, "cuda": 4096}
 """Images that are adapted to or answered at a time in prediction, each through weights of its task; on CUDA those of
 a whole block of episodes, for fewer launches."""
-
-PRODUCTS = {"cuda"}
-"""Kinds of devices on which a task's convolutions are products of matrices; a CPU takes 1.4 times longer by them."""
 
 
 class TaskBatchNorm2d(nn.BatchNorm2d):
@@ -49,55 +47,6 @@ class TaskBatchNorm2d(nn.BatchNorm2d):
         return y.to(x.dtype)
 
 
-def convolved(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
-    """``F.conv2d(x, weight, None, stride, padding)`` as one product of patches and weights.
-
-    Where every task has weights of its own, :func:`torch.vmap` makes of this one batched product; of a convolution it
-    makes a grouped one, which a GPU computes many times slower.
-
-    Args:
-        x: ``[B, C, H, W]``; best with the channels last in memory.
-        weight: ``[O, C, h, w]``.
-        stride, padding: along height and width.
-
-    Returns:
-        ``[B, O, H', W']``, channels last in memory.
-    """
-    (h, w), (down, right) = weight.shape[2:], stride
-    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))
-    height, width = (x.shape[1] - h) // down + 1, (x.shape[2] - w) // right + 1
-    shifted = [
-        x[:, i : i + (height - 1) * down + 1 : down, j : j + (width - 1) * right + 1 : right]
-        for i in range(h)
-        for j in range(w)
-    ]
-    patches = torch.cat(shifted, -1) if len(shifted) > 1 else shifted[0]
-    y = patches.flatten(0, 2) @ weight.permute(2, 3, 1, 0).flatten(0, 2)
-    return y.unflatten(0, patches.shape[:3]).permute(0, 3, 1, 2)
-
-
-class TaskConv2d(nn.Conv2d):
-    """A convolution whose weights are those of a task: by :func:`convolved` on `PRODUCTS`, elsewhere as it is."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, H, W]``."""
-        if x.device.type not in PRODUCTS:
-            return super().forward(x)
-        assert not isinstance(self.padding, str)
-        y = convolved(x, self.weight, self.stride, self.padding)
-        return y if self.bias is None else y + self.bias.view(-1, 1, 1)
-
-
-def of_a_task(backbone: nn.Module) -> None:
-    """Let batch normalisations be :class:`TaskBatchNorm2d`, plain convolutions :class:`TaskConv2d`."""
-    for module in backbone.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = TaskBatchNorm2d
-        plain = type(module) is nn.Conv2d and module.groups == 1 and module.dilation == (1, 1)
-        if plain and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-            module.__class__ = TaskConv2d
-
-
 class MAML(FewShotModel):
     """Backbone and linear head start a task from given weights and take gradient steps on its support set.
 
@@ -113,7 +62,7 @@ class MAML(FewShotModel):
     nothing of it is learned.
 
     Args:
-        encoder: images to features; its batch normalisations and convolutions are replaced.
+        encoder: images to features; its batch normalisations are replaced.
         config: see :class:`~pyro_vsm.config.MAMLConfig`.
         way: classes of the training episodes.
     """
@@ -123,7 +72,9 @@ class MAML(FewShotModel):
     def __init__(self, encoder: Encoder, config: MAMLConfig, way: int):
         super().__init__(encoder)
         self.config = config
-        of_a_task(encoder.backbone)
+        for module in encoder.backbone.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = TaskBatchNorm2d
         self.inner_lr = config.inner_lr or 16 / encoder.dim
         self.head = nn.Linear(encoder.dim, way) if config.head == "per_way" else None
 
@@ -160,7 +111,8 @@ class MAML(FewShotModel):
     @cached_property
     def _compiled_adapt(self) -> Callable[..., Tensor]:
         """:meth:`adapt` as one compiled program, inner gradients and all."""
-        return torch.compile(self.adapt, dynamic=False)
+        # joining sums over different dimensions fails on second derivatives of the distance covariance (PyTorch 2.11)
+        return fused(self.adapt, combo_kernels=False, **{"triton.mix_order_reduction": False})
 
     def predict(self, support: Tensor, query: Tensor, samples: int = 100) -> Tensor:
         """See :class:`~pyro_vsm.fewshot.FewShotModel`; after ``test_steps`` steps, there is nothing to sample."""
