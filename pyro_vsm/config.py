@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, Optional, Union, get_type_hints
 
 from pyro_vsm.baseline_config import ClassifierConfig, MAMLConfig, RFSConfig, VersaConfig
@@ -265,10 +266,15 @@ class Config:
         return _read(cls, values, "configuration")
 
 
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
 def _read(cls: type, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
         raise UserError(f"{where} must be a mapping, not {type(values).__name__}")
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     unknown = set(values) - {f.name for f in fields(cls)}
     if unknown:
         raise UserError(f"{where} has no setting {', '.join(map(repr, sorted(unknown)))}; remove it or mend its name")

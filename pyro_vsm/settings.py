@@ -6,9 +6,10 @@ import copy
 import re
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -81,18 +82,47 @@ def read_settings(settings: dict[str, Any], where: str) -> Config:
         if name != "systems" and not isinstance(section, dict):
             raise UserError(f"{where}: {name} is {section!r}; a section of settings is a mapping")
     try:
-        parser = _parser()
-        read = parser.parse_object(settings)
-        read = parser.instantiate(read) if hasattr(parser, "instantiate") else parser.instantiate_classes(read)
-        return Config(**{k: read[k] for k in Config.__dataclass_fields__})
+        return Config(**{name: _section(name, values) for name, values in settings.items()})
+    except (ArgumentError, TypeError, ValueError, KeyError, RecursionError, UserError):
+        pass  # what is wrong, the parser of all settings says with their whole names
+    try:
+        return _parsed(Config, settings)
     except (ArgumentError, TypeError, ValueError, UserError) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}") from error
 
 
+_sections: dict[str, Any] = {}
+"""What was read before, by name and text: the rows of a table share most of their sections."""
+
+
+def _section(name: str, values: Any) -> Any:
+    """One section by a parser of its own, as jsonargparse takes ten times as long over all of them."""
+    if name == "systems":
+        if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+            raise TypeError("no names of systems")
+        return list(values)
+    key = f"{name} {values!r}"
+    if key not in _sections:
+        _sections[key] = _parsed(_hints()[name], values)
+    return copy.deepcopy(_sections[key])
+
+
+def _parsed(of: type, values: dict[str, Any]) -> Any:
+    parser = _parser(of)
+    read = parser.parse_object(values)
+    read = parser.instantiate(read) if hasattr(parser, "instantiate") else parser.instantiate_classes(read)
+    return of(**{f.name: read[f.name] for f in fields(of)})
+
+
 @cache
-def _parser() -> ArgumentParser:
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Config)
+
+
+@cache
+def _parser(of: type) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Config, None)
+    parser.add_class_arguments(of, None)
     return parser
 
 
