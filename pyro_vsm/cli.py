@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import fields
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ Start with "pyro-vsm train": it trains Variational Semantic Memory and two basel
 compares them. "pyro-vsm COMMAND --help" explains each command."""
 
 
-def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], None]]]:
+@cache
+def _parsers(command: str) -> tuple[ArgumentParser, dict[str, Callable[[Namespace], None]]]:
+    """All commands, with the arguments of the one given, or of all if none is: arguments take long to set up."""
     parser = ArgumentParser(prog="pyro-vsm", description=PROGRAM, formatter_class=_formatter())
     subcommands = parser.add_subcommands(dest="command", required=True)
     handlers: dict[str, Callable[[Namespace], None]] = {}
@@ -30,7 +33,8 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], None]]]:
         module = importlib.import_module(f"pyro_vsm.commands.{name.replace('-', '_')}")
         sub = ArgumentParser(description=module.HELP, formatter_class=_formatter())
         subcommands.add_subcommand(name, sub, help=module.HELP.splitlines()[0])  # before its arguments
-        module.arguments(sub)
+        if command in (name, ""):
+            module.arguments(sub)
         handlers[name] = module.run
     return parser, handlers
 
@@ -70,8 +74,8 @@ def _import_modules(names: list[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 for bad input, 130 if interrupted."""
     try:
-        parser, handlers = _parsers()
         argv = _forget_parts(sys.argv[1:] if argv is None else argv)
+        parser, handlers = _parsers(next((word for word in argv if word in commands.NAMES), ""))
         args = parser.parse_args(argv)
         if args.command == "train" and args.train.resume:  # the run's settings come first, those given after them
             from pyro_vsm.loading import read_config
