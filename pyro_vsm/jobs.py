@@ -22,7 +22,6 @@ from pyro_vsm.data.episodes import EpisodeIndex, EpisodeSampler, fixed_episodes
 from pyro_vsm.data.images import ClassImages
 from pyro_vsm.errors import UserError
 from pyro_vsm.evaluation import evaluate_model
-from pyro_vsm.figures import draw_run
 from pyro_vsm.files import is_temporary, sweep, write_atomic
 from pyro_vsm.loading import checkpoint_meta, load_model
 from pyro_vsm.locking import only_trainer
@@ -305,6 +304,13 @@ def compare_systems(
 
 def _file_name(label: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in label)
+
+
+def draw_run(folder: Path) -> list[Path]:
+    """See :func:`pyro_vsm.figures.draw_run`; Matplotlib is loaded for those who draw."""
+    from pyro_vsm.figures import draw_run
+
+    return draw_run(folder)
 
 
 def hardware(device: torch.device) -> str:

@@ -15,7 +15,7 @@ from core import statistics
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pyro_vsm import calibration, jobs, metrics
+from pyro_vsm import calibration, jobs, metrics, plots
 from pyro_vsm import data as data_sources
 from pyro_vsm.classifier import Classifier
 from pyro_vsm.cli import main
@@ -391,9 +391,9 @@ def test_every_system_that_can_be_works_on_cached_features(tiny_settings, tmp_pa
 
     And from the classifier as a teacher.
     """
-    from pyro_vsm.tables import make, make_table
+    from pyro_vsm.tables import make_table
 
-    monkeypatch.setattr(make.plots, "save", lambda fig, path: path)
+    monkeypatch.setattr(plots, "save", lambda fig, path: path)
     monkeypatch.setattr(jobs, "calibrate", partial(calibration.calibrate, steps=3, tasks=2))
     base = configured("pn").to_dict()
     base |= {"data": tiny_settings["data"], "evaluation": base["evaluation"] | {"queries": 3}}

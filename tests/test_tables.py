@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pyro_vsm import data as data_sources
-from pyro_vsm import jobs, metrics
+from pyro_vsm import jobs, metrics, plots
 from pyro_vsm.answering import encode_all
 from pyro_vsm.cli import main
 from pyro_vsm.data import Splits
@@ -26,7 +26,7 @@ from pyro_vsm.evaluation import detect_unknown, evaluate, predict_probabilities
 from pyro_vsm.loading import load_model
 from pyro_vsm.locking import only_trainer
 from pyro_vsm.replicates import over_both
-from pyro_vsm.tables import make, make_table, read_table, scores
+from pyro_vsm.tables import make_table, read_table, scores
 from pyro_vsm.tables.scores import TEMPERATURE_SEED
 from pyro_vsm.training import Trainer
 
@@ -56,8 +56,8 @@ def silent(_: str) -> None:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tiny_data, tiny_root):
     """Drawing and decoding take longer than the rest; the table of ``made`` comes about without these short cuts."""
-    monkeypatch.setattr(make.plots, "save", lambda fig, path: path)
-    monkeypatch.setattr(make.plots, "table_chart", lambda panels, reference: None)
+    monkeypatch.setattr(plots, "save", lambda fig, path: path)
+    monkeypatch.setattr(plots, "table_chart", lambda panels, reference: None)
     load = data_sources.load
 
     def remembered(config, log):

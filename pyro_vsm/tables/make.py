@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pyro_vsm import data as data_sources
-from pyro_vsm import parallel, plots, report
+from pyro_vsm import parallel, report
 from pyro_vsm.config import EvaluationConfig
 from pyro_vsm.data import Splits
 from pyro_vsm.errors import UserError
@@ -245,6 +245,8 @@ def _write(
     command: str,
     log: Log,
 ) -> list[Path]:
+    from pyro_vsm import plots  # Matplotlib is loaded for those who draw
+
     part, ending = ("left-out", "-folds") if table.folds else (e.split, "" if e.split == "test" else f"-{e.split}")
     stem = table.path.stem + ending
     records = {(row.name, s): runs.record(row, s) or {} for row in shown for s in table.seeds}
