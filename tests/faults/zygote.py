@@ -74,10 +74,13 @@ def serve_one(request: dict) -> int:
 def main() -> None:
     import torch
 
+    from pyro_vsm import cli
+
     torch.set_num_threads(1)
     # what the command imports where it needs it
-    for module in ("pyro_vsm.cli", "pyro_vsm.jobs", "torch.utils.tensorboard", "torchmetrics", "matplotlib.figure"):
+    for module in ("pyro_vsm.cli", "pyro_vsm.jobs", "torch._dynamo", "torch.utils.tensorboard", "pyro_vsm.figures"):
         importlib.import_module(module)
+    cli._parsers("train")
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
