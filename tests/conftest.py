@@ -32,8 +32,12 @@ def clean_start():
     torch.set_num_threads(1)  # the tensors are tiny, and two threads that share a core wait for each other
 
 
+LONG = ("test_table_devices.py", "test_notebooks.py", "test_parallel.py", "test_faults.py", "test_own_pictures.py")
+
+
 def pytest_collection_modifyitems(items):
-    """Skip what needs a CUDA device where there is none."""
+    """Begin with what takes long, or one worker ends alone; skip what needs a CUDA device where there is none."""
+    items.sort(key=lambda item: item.path.name not in LONG)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="no CUDA device")
