@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start, see clean_start
 
 from collections.abc import Callable
 from pathlib import Path
