@@ -55,7 +55,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The estimator is imported when it is first asked for, as scikit-learn is optional."""
+    """The estimator is imported when it is first asked for, as scikit-learn is optional, and so are the plots."""
+    if name == "plots":
+        import importlib
+
+        return importlib.import_module("pyro_vsm.plots")
     if name == "FewShotClassifier":
         from pyro_vsm.estimator import FewShotClassifier
 

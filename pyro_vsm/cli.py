@@ -71,11 +71,13 @@ def _import_modules(names: list[str]) -> None:
             raise UserError(f"--allow-module {name}: cannot import it ({error}); check PYTHONPATH") from error
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 for bad input, 130 if interrupted."""
+def _parsed(parser: ArgumentParser, argv: list[str]) -> Namespace:
+    """The arguments, settings as dataclasses.
+
+    Raises:
+        UserError: settings that the parser stumbles over.
+    """
     try:
-        argv = _forget_parts(sys.argv[1:] if argv is None else argv)
-        parser, handlers = _parsers(next((word for word in argv if word in commands.NAMES), ""))
         args = parser.parse_args(argv)
         if args.command == "train" and args.train.resume:  # the run's settings come first, those given after them
             from pyro_vsm.loading import read_config
@@ -83,7 +85,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             read_config(args.train.resume)  # says clearly what is wrong with it
             stored = str(Path(args.train.resume) / "config.yaml")
             args = parser.parse_args([argv[0], "--config", stored, *argv[1:]])
-        args = parser.instantiate(args) if hasattr(parser, "instantiate") else parser.instantiate_classes(args)
+        if args.command == "train":
+            from pyro_vsm.config import Config
+            from pyro_vsm.settings import check_values
+
+            check_values(args.train.as_dict(), Config)
+        return parser.instantiate(args) if hasattr(parser, "instantiate") else parser.instantiate_classes(args)
+    except (UserError, UnicodeDecodeError):
+        raise
+    except (ValueError, TypeError, ImportError, AttributeError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"the settings cannot be read ({said}); a part of the model, a prior say, that is set in several places "
+            "must be a mere name in the first of them, or stand in one place alone"
+        ) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 2 for bad input, 130 if interrupted."""
+    try:
+        argv = _forget_parts(sys.argv[1:] if argv is None else argv)
+        parser, handlers = _parsers(next((word for word in argv if word in commands.NAMES), ""))
+        args = _parsed(parser, argv)
         _import_modules(args[args.command].get("allow_module") or [])
         parallel.start()
         with nullcontext() if parallel.is_main() else redirect_stdout(StringIO()):  # one of several speaks

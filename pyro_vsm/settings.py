@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -72,6 +73,28 @@ def put(settings: dict[str, Any], name: str, value: Any, where: str) -> None:
         settings[last] = copy.deepcopy(value)
 
 
+def check_values(values: Mapping[str, Any], of: type, where: str = "") -> None:
+    """Of nested settings, none is null that must have a value, and all numbers are finite; nothing else is checked.
+
+    Args:
+        values: by name.
+        of: the dataclass that they are for.
+        where: what stands before their names in a message.
+
+    Raises:
+        UserError: which is.
+    """
+    for name, hint in get_type_hints(of).items():
+        value = values.get(name, 0)
+        if is_dataclass(hint) and isinstance(value, Mapping):
+            check_values(value, cast(type, hint), f"{where}{name}.")
+        elif value is None and hint is not Any and type(None) not in get_args(hint):
+            raise UserError(f"{where}{name} is null; give a value, or leave it out for its default")
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{where}{name} is {number}; give a finite number")
+
+
 def read_settings(settings: dict[str, Any], where: str) -> Config:
     """The configuration of nested settings, with the command line's conversions and defaults.
 
@@ -81,6 +104,7 @@ def read_settings(settings: dict[str, Any], where: str) -> Config:
     for name, section in settings.items():
         if name != "systems" and not isinstance(section, dict):
             raise UserError(f"{where}: {name} is {section!r}; a section of settings is a mapping")
+    check_values(settings, Config, f"{where}: ")
     try:
         return Config(**{name: _section(name, values) for name, values in settings.items()})
     except (ArgumentError, TypeError, ValueError, KeyError, RecursionError, UserError):

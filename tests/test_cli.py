@@ -409,3 +409,36 @@ def test_bad_settings_are_answered_without_a_traceback(scene, argv, message, cap
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("training: {steps: null}", "training.steps is null"),
+        ("training: {seed: }", "training.seed is null"),
+        ("data: {name: null}", "data.name is null"),
+        ("systems: null", "systems is null"),
+        ("augment: {crop_scale: null}", "augment.crop_scale is null"),
+        ("training: {lr: .inf}", "training.lr is inf"),
+        ("model: {beta_z: .nan}", "model.beta_z is nan"),
+        ("augment: {crop_scale: [0.5, .nan]}", "augment.crop_scale is nan"),
+    ],
+)
+def test_null_and_numbers_that_are_not_finite_are_refused_by_name(text, said, tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text(text + "\n")
+    assert main(["train", "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_part_that_is_set_in_two_files_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("model: {prior_z: {class_path: standard_normal, init_args: {scale: 2}}}\n")
+    twice = ["--config", str(tmp_path / "c.yaml")] * 2
+    try:
+        status = main(["train", *twice, "--out", str(tmp_path / "out")])
+    except SystemExit as stopped:
+        status = stopped.code
+    assert status == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said
