@@ -70,6 +70,12 @@ def test_more_examples_make_the_conjugate_posterior_narrower(tiny_config, tiny_d
     assert (variance[0, 1] < variance[0, 0]).all()
 
 
+def test_features_without_classes_are_told_by_chance():
+    """Of 4 classes with 3 examples each, whatever the number of dimensions."""
+    shares = torch.tensor([choosing.leave_one_out([torch.randn(3, 1600) for _ in range(4)]) for _ in range(200)])
+    assert float(shares.mean()) == pytest.approx(0.25, abs=0.05)
+
+
 def test_left_out_examples_are_compared_with_the_others_alone():
     a, b = torch.tensor([[0.0], [1.0]]), torch.tensor([[10.0], [11.0]])
     assert choosing.leave_one_out([a, b]) == 1
