@@ -77,6 +77,8 @@ def _parsed(parser: ArgumentParser, argv: list[str]) -> Namespace:
     Raises:
         UserError: settings that the parser stumbles over.
     """
+    from pyro_vsm.settings import check_values, instantiated
+
     try:
         args = parser.parse_args(argv)
         if args.command == "train" and args.train.resume:  # the run's settings come first, those given after them
@@ -87,10 +89,9 @@ def _parsed(parser: ArgumentParser, argv: list[str]) -> Namespace:
             args = parser.parse_args([argv[0], "--config", stored, *argv[1:]])
         if args.command == "train":
             from pyro_vsm.config import Config
-            from pyro_vsm.settings import check_values
 
             check_values(args.train.as_dict(), Config)
-        return parser.instantiate(args) if hasattr(parser, "instantiate") else parser.instantiate_classes(args)
+        return instantiated(parser, args)
     except (UserError, UnicodeDecodeError):
         raise
     except (ValueError, TypeError, ImportError, AttributeError) as error:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from functools import cache
-from typing import Any, Literal, Optional, Union, get_type_hints
+from typing import Any, Literal, Optional, Union
 
 from pyro_vsm.baseline_config import ClassifierConfig, MAMLConfig, RFSConfig, VersaConfig
 from pyro_vsm.data import DataConfig
 from pyro_vsm.data.augment import AugmentConfig
-from pyro_vsm.errors import UserError, check_words
+from pyro_vsm.errors import UserError, check_words, hints
 from pyro_vsm.feature_map import FeatureConfig
 
 Part = Union[str, dict[str, Any]]  # noqa: UP007  jsonargparse reads this form on Python 3.10
@@ -266,23 +265,18 @@ class Config:
         return _read(cls, values, "configuration")
 
 
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
-
-
 def _read(cls: type, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
         raise UserError(f"{where} must be a mapping, not {type(values).__name__}")
-    hints = _hints(cls)
+    types = hints(cls)
     unknown = set(values) - {f.name for f in fields(cls)}
     if unknown:
         raise UserError(f"{where} has no setting {', '.join(map(repr, sorted(unknown)))}; remove it or mend its name")
     arguments = {}
     for name, value in values.items():
-        if is_dataclass(hints[name]):
-            value = _read(hints[name], value, f"{where}.{name}")  # type: ignore[arg-type]
-        elif isinstance(value, list) and "tuple" in str(hints[name]):
+        if is_dataclass(types[name]):
+            value = _read(types[name], value, f"{where}.{name}")  # type: ignore[arg-type]
+        elif isinstance(value, list) and "tuple" in str(types[name]):
             value = tuple(value)
         arguments[name] = value
     try:

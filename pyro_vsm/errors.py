@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -12,6 +13,12 @@ class UserError(Exception):
     The message is one sentence that says what is wrong, where, and how to mend it. The command line prints
     it without a traceback and exits with status 2.
     """
+
+
+@cache
+def hints(of: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, evaluated once."""
+    return get_type_hints(of)
 
 
 def check_words(settings: Any, section: str) -> None:
@@ -26,7 +33,7 @@ def check_words(settings: Any, section: str) -> None:
     Raises:
         UserError: another word.
     """
-    for name, hint in get_type_hints(type(settings)).items():
+    for name, hint in hints(settings.__class__).items():
         allowed = _words(hint)
         if allowed and getattr(settings, name) not in allowed:
             *most, last = map(str, allowed)

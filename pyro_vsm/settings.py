@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, cast, get_args
 
 import yaml
 from jsonargparse import ArgumentParser
 
 from pyro_vsm.config import Config
-from pyro_vsm.errors import UserError
+from pyro_vsm.errors import UserError, hints
 
 
 class _Loader(yaml.SafeLoader):
@@ -84,7 +84,7 @@ def check_values(values: Mapping[str, Any], of: type, where: str = "") -> None:
     Raises:
         UserError: which is.
     """
-    for name, hint in get_type_hints(of).items():
+    for name, hint in hints(of).items():
         value = values.get(name, 0)
         if is_dataclass(hint) and isinstance(value, Mapping):
             check_values(value, cast(type, hint), f"{where}{name}.")
@@ -127,20 +127,19 @@ def _section(name: str, values: Any) -> Any:
         return list(values)
     key = f"{name} {values!r}"
     if key not in _sections:
-        _sections[key] = _parsed(_hints()[name], values)
+        _sections[key] = _parsed(hints(Config)[name], values)
     return copy.deepcopy(_sections[key])
 
 
 def _parsed(of: type, values: dict[str, Any]) -> Any:
     parser = _parser(of)
-    read = parser.parse_object(values)
-    read = parser.instantiate(read) if hasattr(parser, "instantiate") else parser.instantiate_classes(read)
+    read = instantiated(parser, parser.parse_object(values))
     return of(**{f.name: read[f.name] for f in fields(of)})
 
 
-@cache
-def _hints() -> dict[str, Any]:
-    return get_type_hints(Config)
+def instantiated(parser: ArgumentParser, read: Any) -> Any:
+    """What was read, with dataclasses made of its sections; jsonargparse has renamed the method."""
+    return parser.instantiate(read) if hasattr(parser, "instantiate") else parser.instantiate_classes(read)
 
 
 @cache

@@ -431,14 +431,16 @@ def test_null_and_numbers_that_are_not_finite_are_refused_by_name(text, said, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_a_part_that_is_set_in_two_files_is_one_sentence(tmp_path, capsys):
-    (tmp_path / "c.yaml").write_text("model: {prior_z: {class_path: standard_normal, init_args: {scale: 2}}}\n")
+def test_a_part_that_is_set_in_two_files_is_one_sentence(tmp_path, monkeypatch, capsys):
+    part = "class Mine:\n    def __init__(self, dim, scale: float = 1.0):\n        pass\n"
+    (tmp_path / "part_in_two_files.py").write_text(part)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "c.yaml").write_text(
+        "model: {prior_z: {class_path: part_in_two_files.Mine, init_args: {scale: 2}}}\n"
+    )
     twice = ["--config", str(tmp_path / "c.yaml")] * 2
-    try:
-        status = main(["train", *twice, "--out", str(tmp_path / "out")])
-    except SystemExit as stopped:
-        status = stopped.code
-    assert status == 2
+    assert main(["train", *twice, "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert "Traceback" not in said
-    assert said
+    assert said.startswith("pyro-vsm: the settings cannot be read")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -78,7 +78,8 @@ def main() -> None:
 
     torch.set_num_threads(1)
     # what the command imports where it needs it
-    for module in ("pyro_vsm.cli", "pyro_vsm.jobs", "torch._dynamo", "torch.utils.tensorboard", "pyro_vsm.figures"):
+    modules = ["pyro_vsm.jobs", "torch._dynamo", "torch.utils.tensorboard", "torchmetrics", "pyro_vsm.figures"]
+    for module in modules:
         importlib.import_module(module)
     cli._parsers("train")
     print(json.dumps({"ready": True}), flush=True)
